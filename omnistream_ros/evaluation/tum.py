@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TUM RGB-D folders (Sturm et al., IROS 2012) and Bonn RGB-D Dynamic (Palazzolo et al., IROS 2019).
+
+``rgb.txt`` and ``depth.txt`` list stamps and files, ``groundtruth.txt`` poses. Depth has 5000 steps
+to the metre unless a ``camera.yaml`` beside the lists says otherwise (``depth_scale``, with width,
+height, fx, fy, cx, cy).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from omnistream_ros.evaluation.image_files import (
+    FileRecording,
+    Layout,
+    StampedFile,
+    png_depth,
+)
+from omnistream_ros.evaluation.recordings import RecordingError
+from omnistream_ros.evaluation.trajectory import parse_stamp, read_tum
+from omnistream_ros.stream.frame import Intrinsics
+
+# Published calibrations, 640x480.
+_CAMERAS = {
+    "freiburg1": (517.3, 516.5, 318.6, 255.3),
+    "freiburg2": (520.9, 521.0, 325.1, 249.7),
+    "freiburg3": (535.4, 539.2, 320.1, 247.6),
+    "bonn": (542.822841, 542.576870, 315.593520, 237.756098),
+}
+
+
+def matches(path: Path) -> bool:
+    """Whether a folder has this layout."""
+    return (path / "rgb.txt").is_file()
+
+
+def open_folder(path: Path) -> FileRecording:
+    """Open a TUM or Bonn sequence.
+
+    Raises:
+        RecordingError: a list that cannot be read.
+    """
+    images = read_list(path / "rgb.txt")
+    depths = read_list(path / "depth.txt") if (path / "depth.txt").is_file() else []
+    truth = path / "groundtruth.txt"
+    camera, per_metre = _calibration(path)
+    bonn = "bonn" in path.resolve().name.lower()
+    return FileRecording(
+        path,
+        Layout(
+            name="Bonn RGB-D folder" if bonn else "TUM RGB-D folder",
+            images=images,
+            depths=depths,
+            depth_reader=png_depth(per_metre),
+            intrinsics=camera,
+            poses=(lambda: read_tum(truth)) if truth.is_file() else None,
+            depth_limits=(0.0, 70.0) if bonn else (0.0, float("inf")),
+            notes=()
+            if camera
+            else ("no camera.yaml and not a known TUM camera: focal length unknown",),
+        ),
+    )
+
+
+def read_list(file: Path) -> list[StampedFile]:
+    """``timestamp filename`` lines, in order of time.
+
+    Raises:
+        RecordingError: a line that is not that; the message names it.
+    """
+    entries = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        fields = line.split("#", 1)[0].split()
+        if not fields:
+            continue
+        try:
+            stamp_text, name = fields
+            entries.append((parse_stamp(stamp_text), file.parent / name))
+        except ValueError:
+            raise RecordingError(
+                f"{file}:{number}: expected 'timestamp filename', got {line!r}"
+            ) from None
+    return entries
+
+
+def _calibration(path: Path) -> tuple[Intrinsics | None, float]:
+    """Camera and depth steps per metre, from camera.yaml or the folder's name."""
+    file = path / "camera.yaml"
+    if file.is_file():
+        values = dict(re.findall(r"^(\w+)\s*:\s*([-+.\deE]+)", file.read_text(), re.MULTILINE))
+        try:
+            numbers = {name: float(values[name]) for name in ("fx", "fy", "cx", "cy")}
+            width, height = int(values["width"]), int(values["height"])
+            per_metre = float(values.get("depth_scale", 5000.0))
+            if per_metre <= 0:
+                raise ValueError(f"depth_scale {per_metre}")
+            return Intrinsics(**numbers, width=width, height=height), per_metre
+        except (KeyError, ValueError) as error:
+            raise RecordingError(
+                f"{file}: needs fx, fy, cx, cy, width, height as numbers: {error!r}"
+            ) from None
+    name = path.resolve().name.lower().replace("fr1", "freiburg1")
+    name = name.replace("fr2", "freiburg2").replace("fr3", "freiburg3")
+    for key, (fx, fy, cx, cy) in _CAMERAS.items():
+        if key in name:
+            return Intrinsics(fx, fy, cx, cy, 640, 480), 5000.0
+    return None, 5000.0
