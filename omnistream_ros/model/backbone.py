@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The OmniStream backbone (arXiv:2603.12265): a ViT over frames, causal in time.
+
+One set of blocks, two ways to run it. They differ only in what the attention may look at:
+
+- `forward_clip`: T frames at once; a token sees its own frame and the earlier ones. For training
+  and for checks.
+- `step`: one frame; it sees what the KV-cache has kept. For robots.
+
+Tokens of a frame, in order: CLS, CAMERA (if on), 4 REGISTER, then h*w patches row by row.
+B batch, T frames, N tokens of a frame, P = h*w patches, D width, d channels of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from omnistream_ros.model.config import REGISTER_TOKENS, ModelConfig
+from omnistream_ros.model.kv_cache import KVCache
+from omnistream_ros.model.layers import Block, LayerNorm, Memory
+from omnistream_ros.model.patch_embed import make_patch_embed
+from omnistream_ros.model.rope import frame_rotation
+
+
+@dataclass
+class BackboneOutput:
+    """What the backbone knows about frames; `...` is (B, T) for a clip and (B,) for a step.
+
+    Attributes:
+        hidden: raw output of every block, (..., N, D) each; references, not copies.
+        patches: (..., P, D), cls: (..., D), registers: (..., 4, D), camera: (..., D) or None, all
+            after the final LayerNorm.
+        grid: patches as (rows, columns).
+        pyramid: features of the convolutional trunk by stride, (..., C, H/s, W/s); may be empty.
+    """
+
+    hidden: list[Tensor]
+    patches: Tensor
+    cls: Tensor
+    camera: Tensor | None
+    registers: Tensor
+    grid: tuple[int, int]
+    pyramid: dict[int, Tensor]
+
+
+class CausalClip:
+    """The memory of `forward_clip`: queries of frame t see the keys of frames 0 .. t.
+
+    One attention without a mask per frame over the prefix of the clip: half the products of a dense
+    masked one, and no mask of (T*N) x (T*N) anywhere.
+    """
+
+    def __init__(self, frames: int) -> None:
+        self.frames = frames
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v and the result: (B, heads, T*N, d)."""
+        N = q.shape[2] // self.frames
+        outputs = [
+            F.scaled_dot_product_attention(query, k[:, :, : (t + 1) * N], v[:, :, : (t + 1) * N])
+            for t, query in enumerate(q.split(N, dim=2))
+        ]
+        return torch.cat(outputs, dim=2)
+
+
+class Backbone(nn.Module):
+    """Parameter names are those of the released checkpoint without its `patch_embed.` prefix."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        D = config.width
+        self.patch_embed = make_patch_embed(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, D))
+        # Two versions: index 0 for the first frame of a stream, 1 for every later frame.
+        self.camera_token = nn.Parameter(torch.zeros(1, 2, 1, D))
+        self.register_token = nn.Parameter(torch.zeros(1, 2, REGISTER_TOKENS, D))
+        self.mask_token = nn.Parameter(
+            torch.zeros(1, D)
+        )  # stands in for hidden patches in training
+        self.ar_embedder = nn.Linear(1, D)
+        self.blocks = nn.ModuleList(
+            Block(D, config.heads, config.mlp_ratio) for _ in range(config.depth)
+        )
+        self.post_layernorm = LayerNorm(D)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        for token in (self.cls_token, self.camera_token, self.register_token, self.mask_token):
+            nn.init.trunc_normal_(token, std=0.02)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The type of the matrix products, and so of a cache's keys and values."""
+        return self.patch_embed.proj.weight.dtype
+
+    @property
+    def residual_dtype(self) -> torch.dtype:
+        """The type of the residual stream, the norms and the rotary angles: float32 at least."""
+        return torch.promote_types(self.compute_dtype, torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.cls_token.device
+
+    def allocate_cache(
+        self,
+        height: int,
+        width: int,
+        *,
+        sink: int = 1,
+        window: int = 16,
+        batch: int = 1,
+        camera_token: bool = True,
+    ) -> KVCache:
+        """An empty cache for images of height x width on this model's device, in its type."""
+        return KVCache.allocate(
+            self.config,
+            self.config.grid(height, width),
+            sink=sink,
+            window=window,
+            batch=batch,
+            camera_token=camera_token,
+            device=self.device,
+            dtype=self.compute_dtype,
+        )
+
+    def forward_clip(
+        self,
+        pixels: Tensor,
+        aspect_ratio: Tensor | float | None = None,
+        *,
+        camera_token: bool = True,
+    ) -> BackboneOutput:
+        """Run T frames of a stream from its start.
+
+        Args:
+            pixels: (B, T, 3, H, W), normalised by PIXEL_MEAN and PIXEL_STD.
+            aspect_ratio: H/W of the camera, (B,) or one number; None: not told.
+            camera_token: put the CAMERA token into the sequence.
+
+        Raises:
+            ValueError: pixels of another shape, or sides that are no multiples of the patch size.
+        """
+        if pixels.ndim != 5 or pixels.shape[2] != 3:
+            raise ValueError(f"pixels must be (B, T, 3, H, W), got {tuple(pixels.shape)}")
+        B, T = pixels.shape[:2]
+        grid = self.config.grid(*pixels.shape[-2:])
+        patches, pyramid = self.patch_embed(pixels.flatten(0, 1))  # (B*T, P, D)
+        later = torch.arange(T, device=pixels.device).clamp(max=1)  # 0 for frame 0, then 1
+        prefix = self._prefix(later.repeat(B), B, aspect_ratio, camera_token)  # (B*T, n, D)
+        x = torch.cat((prefix, patches.to(self.residual_dtype)), dim=1)  # (B*T, N, D)
+        x = x.unflatten(0, (B, T)).flatten(1, 2)  # (B, T*N, D)
+        hidden = self._run_blocks(x, CausalClip(T), grid, prefix.shape[1], first_frame=0, frames=T)
+        hidden = [h.unflatten(1, (T, -1)) for h in hidden]  # (B, T, N, D)
+        pyramid = {stride: f.unflatten(0, (B, T)) for stride, f in pyramid.items()}
+        return self._output(hidden, grid, pyramid, camera_token)
+
+    @torch.no_grad()  # a graph through the cache would grow with the stream
+    def step(
+        self, pixels: Tensor, cache: KVCache, aspect_ratio: Tensor | float | None = None
+    ) -> BackboneOutput:
+        """Advance a stream by one frame; the cache decides whether it is the first.
+
+        Args:
+            pixels: (B, 3, H, W), normalised by PIXEL_MEAN and PIXEL_STD.
+            cache: the stream's memory; written in place.
+            aspect_ratio: H/W of the camera, (B,) or one number; None: not told.
+
+        Raises:
+            ValueError: pixels of another shape than the cache was allocated for.
+        """
+        if pixels.ndim != 4 or pixels.shape[1] != 3:
+            raise ValueError(f"pixels must be (B, 3, H, W), got {tuple(pixels.shape)}")
+        grid = self.config.grid(*pixels.shape[-2:])
+        if grid != cache.grid or pixels.shape[0] != cache.batch:
+            raise ValueError(
+                f"the cache was allocated for {cache.batch} image(s) of {cache.grid} patches, got "
+                f"{pixels.shape[0]} of {grid}; allocate a new cache and begin a new epoch"
+            )
+        B = pixels.shape[0]
+        patches, pyramid = self.patch_embed(pixels)  # (B, P, D)
+        version = min(cache.frames_seen, 1)
+        later = torch.full((B,), version, device=pixels.device)
+        prefix = self._prefix(later, B, aspect_ratio, cache.camera_token)  # (B, n, D)
+        x = torch.cat((prefix, patches.to(self.residual_dtype)), dim=1)  # (B, N, D)
+        cache.begin_frame()
+        hidden = self._run_blocks(
+            x, cache, grid, prefix.shape[1], first_frame=cache.frames_seen, frames=1
+        )
+        cache.end_frame()
+        return self._output(hidden, grid, pyramid, cache.camera_token)
+
+    def _prefix(
+        self, later: Tensor, batch: int, aspect_ratio: Tensor | float | None, camera_token: bool
+    ) -> Tensor:
+        """The tokens before the patches, (B*T, n, D); `later` (B*T,) is 0 for a first frame."""
+        dtype = self.residual_dtype
+        count = later.shape[0]
+        tokens = [self.cls_token.expand(count, -1, -1)]
+        if camera_token:
+            camera = self.camera_token[0, later]  # (B*T, 1, D)
+            if aspect_ratio is not None:
+                ratio = torch.as_tensor(aspect_ratio, device=later.device, dtype=dtype)
+                log_ratio = ratio.log().expand(batch)[:, None]  # (B, 1)
+                told = F.linear(
+                    log_ratio, self.ar_embedder.weight.to(dtype), self.ar_embedder.bias.to(dtype)
+                )
+                camera = camera + told.repeat_interleave(count // batch, dim=0)[:, None]
+            tokens.append(camera)
+        tokens.append(self.register_token[0, later])  # (B*T, 4, D)
+        return torch.cat(tokens, dim=1).to(dtype)
+
+    def _run_blocks(
+        self,
+        x: Tensor,
+        memory: Memory,
+        grid: tuple[int, int],
+        prefix: int,
+        first_frame: int,
+        frames: int,
+    ) -> list[Tensor]:
+        """x (B, frames*N, D) through all blocks; their outputs."""
+        rotation = frame_rotation(
+            grid, prefix, first_frame, frames, self.config.head_dim, x.device, x.dtype
+        )
+        hidden = []
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rotation, memory, layer)
+            hidden.append(x)
+        return hidden
+
+    def _output(
+        self,
+        hidden: list[Tensor],
+        grid: tuple[int, int],
+        pyramid: dict[int, Tensor],
+        camera_token: bool,
+    ) -> BackboneOutput:
+        x = self.post_layernorm(hidden[-1])  # (..., N, D)
+        n = self.config.prefix_tokens(camera_token)
+        return BackboneOutput(
+            hidden=hidden,
+            patches=x[..., n:, :],
+            cls=x[..., 0, :],
+            camera=x[..., 1, :] if camera_token else None,
+            registers=x[..., n - REGISTER_TOKENS : n, :],
+            grid=grid,
+            pyramid=pyramid,
+        )
