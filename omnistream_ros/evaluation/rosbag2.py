@@ -237,7 +237,8 @@ class Rosbag2Recording(Recording):
             raise RecordingError(
                 f"{self.topics.depth} is in frame {depth.header.frame_id!r}, "
                 f"but {self.topics.image} in {colour.header.frame_id!r}: another camera. "
-                "Record depth registered to colour (such as aligned_depth_to_color) or name it with --depth-topic"
+                "Record depth registered to colour (such as aligned_depth_to_color) "
+                "or name it with --depth-topic"
             )
 
     def trajectory(self) -> Trajectory | None:

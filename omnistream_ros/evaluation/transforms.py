@@ -53,7 +53,7 @@ class PoseSeries:
             else np.zeros((0, 7))
         )
         notes = []
-        finite: np.ndarray = np.isfinite(poses).all(axis=1)
+        finite = np.asarray(np.isfinite(poses).all(axis=1))
         if not finite.all():
             notes.append(f"{int((~finite).sum())} of {len(finite)} poses are not finite: left out")
             stamps, poses = stamps[finite], poses[finite]

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Predicted and true depth of a whole sequence, pixel by pixel, in bounded memory.
+
+One alignment per sequence needs every valid pixel several times. Up to ``MEMORY_BYTES`` they stay
+in memory, beyond that they lie in a temporary file that disappears with this object.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+
+from omnistream_ros.evaluation.recordings import DepthFrame, RecordingError
+from omnistream_ros.stream.frame import Frame
+
+#: What a sequence may hold in memory before it moves to disk.
+MEMORY_BYTES = 256 * 2**20
+
+#: How far a focal length (relative) and a principal point (of the width) may differ in one camera.
+_CAMERA_TOLERANCE = 0.02
+
+
+class DepthPairs:
+    """Valid pixels of a sequence: iterate to get (prediction, truth) of each frame."""
+
+    def __init__(self, memory_bytes: int = MEMORY_BYTES) -> None:
+        # Closed by close() or when collected; its life is that of this object, not of a block.
+        self._file = tempfile.SpooledTemporaryFile(max_size=memory_bytes)  # noqa: SIM115
+        self.stamps_ns: list[int] = []
+        self.counts: list[int] = []
+        self.valid_truth = 0
+
+    def add(
+        self,
+        stamp_ns: int,
+        prediction: np.ndarray,
+        truth: np.ndarray,
+        limits: tuple[float, float] = (0.0, float("inf")),
+    ) -> None:
+        """Add one frame.
+
+        Args:
+            prediction: (h, w) float32 metres; resized to the truth's size by bicubic interpolation.
+            truth: (H, W) float32 metres, NaN unknown.
+            limits: truth outside this open interval is not counted.
+        """
+        valid = (truth > limits[0]) & (truth < limits[1])  # NaN compares false
+        resized = resize_prediction(prediction, truth.shape)
+        self.valid_truth += int(valid.sum())
+        valid &= np.isfinite(resized)
+        block = np.stack([resized[valid], truth[valid]]).astype(np.float32)
+        self._file.seek(0, 2)
+        self._file.write(block.tobytes())
+        self.stamps_ns.append(stamp_ns)
+        self.counts.append(block.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @property
+    def pixels(self) -> int:
+        """Pixels with both a truth and a prediction."""
+        return sum(self.counts)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(prediction, truth) of each frame in the order of adding, (n,) float64 each."""
+        offset = 0
+        for count in self.counts:
+            self._file.seek(offset)
+            data = self._file.read(8 * count)
+            offset += 8 * count
+            block = np.frombuffer(data, dtype=np.float32).reshape(2, count).astype(np.float64)
+            yield block[0], block[1]
+
+    def close(self) -> None:
+        """Give back the memory or the file."""
+        self._file.close()
+
+
+def resize_prediction(prediction: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Depth (h, w) at another size (H, W), bicubic as in the protocol of MonST3R and CUT3R."""
+    if prediction.shape == shape:
+        return prediction
+    size = (shape[1], shape[0])
+    return cv2.resize(prediction.astype(np.float32), size, interpolation=cv2.INTER_CUBIC)
+
+
+def check_same_camera(frame: Frame, depth: DepthFrame) -> None:
+    """Refuse ground truth that was not seen by the camera of the image.
+
+    Raises:
+        RecordingError: the calibrations differ, or without them the shapes of the images.
+    """
+    height, width = depth.depth.shape
+    if frame.intrinsics is None or depth.intrinsics is None:
+        if abs(width * frame.height - height * frame.width) > 0.02 * width * frame.height:
+            raise RecordingError(
+                f"depth is {width}x{height} but the image {frame.width}x{frame.height}: another "
+                "camera. Use depth registered to the image"
+            )
+        return
+    truth = depth.intrinsics.resized(frame.width, frame.height)
+    image = frame.intrinsics
+    limit = _CAMERA_TOLERANCE
+    same = (
+        abs(truth.fx / image.fx - 1) < limit
+        and abs(truth.fy / image.fy - 1) < limit
+        and abs(truth.cx - image.cx) < limit * image.width
+        and abs(truth.cy - image.cy) < limit * image.height
+    )
+    if not same:
+        raise RecordingError(
+            f"depth was seen by another camera than the image: at {frame.width}x{frame.height} its "
+            f"fx is {truth.fx:.1f}, cx {truth.cx:.1f}, cy {truth.cy:.1f}, the image's "
+            f"{image.fx:.1f}, {image.cx:.1f}, {image.cy:.1f}. Use depth registered to the image"
+        )
