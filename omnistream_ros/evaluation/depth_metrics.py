@@ -130,7 +130,8 @@ def constant_baseline(pairs: DepthPairs) -> DepthMetrics:
         AlignmentError: the sequence has no pixel that can be compared.
     """
     constant = median(pairs, 1)
-    return _finish(sum(_sums(np.full_like(truth, constant), truth) for _, truth in pairs))
+    sums = [_sums(np.full_like(truth, constant), truth) for _, truth in pairs]
+    return _finish(np.sum(sums, axis=0))
 
 
 def weighted_mean(sequences: Sequence[DepthMetrics]) -> DepthMetrics:

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of a rosbag2, opened and read by the ``rosbags`` library, with errors made readable."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rosbags.interfaces import Connection, MessageDefinitionFormat
+from rosbags.rosbag2 import Reader
+from rosbags.typesys import Stores, TypesysError, get_types_from_msg, get_typestore
+
+from omnistream_ros.evaluation.recordings import RecordingError
+
+_STORAGE = (".mcap", ".db3")
+
+
+class BagReader:
+    """The files of one bag as one stream of messages, with every error of theirs made readable."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._types = get_typestore(Stores.LATEST)
+        self._files = self._find_files(path)
+        #: topic -> (type, message count)
+        self.topics: dict[str, tuple[str, int]] = {}
+        self.duration_ns = 0
+        suffixes = {file.suffix for file in ([path] if path.is_file() else path.iterdir())}
+        self.storage = "mcap" if ".mcap" in suffixes else "sqlite3"
+        starts, ends = [], []
+        with self._open() as readers:
+            for reader in readers:
+                for connection in reader.connections:
+                    self._learn(connection)
+                    _, count = self.topics.get(connection.topic, ("", 0))
+                    self.topics[connection.topic] = (
+                        connection.msgtype,
+                        count + connection.msgcount,
+                    )
+                if reader.message_count:
+                    starts.append(reader.start_time)
+                    ends.append(reader.end_time)
+        if starts:
+            self.duration_ns = max(ends) - min(starts)
+
+    def _learn(self, connection: Connection) -> None:
+        """Add a message type that ROS does not come with, from the definition inside the bag."""
+        definition = connection.msgdef
+        known = connection.msgtype in self._types.fielddefs
+        if not known and definition.format == MessageDefinitionFormat.MSG:
+            types = get_types_from_msg(definition.data, connection.msgtype)
+            new = {k: v for k, v in types.items() if k not in self._types.fielddefs}
+            # A definition that cannot be read only matters if its topic is asked for.
+            with contextlib.suppress(TypesysError):
+                self._types.register(new)
+
+    @staticmethod
+    def _find_files(path: Path) -> list[Path]:
+        if path.is_file() or (path / "metadata.yaml").exists():
+            return [path]
+        # A bag whose recorder was killed has no metadata.yaml; its finished files can still be
+        # read.
+        files = sorted(file for file in path.iterdir() if file.suffix in _STORAGE)
+        if not files:
+            raise RecordingError(f"{path} holds no metadata.yaml, .mcap or .db3 file: not a bag")
+        return files
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[list[Reader]]:
+        with contextlib.ExitStack() as stack:
+            readers = []
+            for file in self._files:
+                # Each storage library has its own errors, some of them plain struct or index
+                # errors.
+                try:
+                    readers.append(stack.enter_context(Reader(file)))
+                except Exception as error:
+                    raise RecordingError(
+                        f"{file} cannot be opened as a bag: {error}. A bag that was not closed or "
+                        "was cut short can often be repaired: `ros2 bag reindex`, `mcap recover`"
+                    ) from error
+            yield readers
+
+    def messages(self, topics: Sequence[str]) -> Iterator[tuple[str, int, Any]]:
+        """(topic, receive time in ns, message) of some topics, in the order of reception.
+
+        Raises:
+            RecordingError: the bag is damaged at this point.
+        """
+        with self._open() as readers:
+            for reader in readers:
+                wanted = [c for c in reader.connections if c.topic in topics]
+                if wanted:
+                    yield from self._read(reader, wanted)
+
+    def _read(self, reader: Reader, wanted: list[Connection]) -> Iterator[tuple[str, int, Any]]:
+        source = reader.messages(connections=wanted)
+        count = 0
+        while True:
+            try:
+                connection, received, raw = next(source)
+                message = self._types.deserialize_cdr(raw, connection.msgtype)
+            except StopIteration:
+                return
+            except Exception as error:  # as in _open
+                raise RecordingError(
+                    f"{self.path} is damaged after {count} messages of "
+                    f"{', '.join(sorted({c.topic for c in wanted}))}: {error}"
+                ) from error
+            count += 1
+            yield connection.topic, received, message
+
+    def first(self, topic: str) -> Any | None:
+        """The first message of a topic, or None."""
+        return next((message for _, _, message in self.messages([topic])), None)
