@@ -84,7 +84,8 @@ def load_model(
     model = build_model(config, device="meta")
     _check(file, model, tensors)
     model.load_state_dict(tensors, assign=True)
-    return model.to(device).set_compute_dtype(dtype).eval(), replace(card, sha256=_sha256(file))
+    model.to(device=device, memory_format=torch.channels_last)
+    return model.set_compute_dtype(dtype).eval(), replace(card, sha256=_sha256(file))
 
 
 def save_model(path: str | Path, model: OmniStream, card: ModelCard) -> None:

@@ -46,6 +46,7 @@ class OmniStream(nn.Module):
         self.backbone = Backbone(config)
         self.depth_head = DualDPT(config) if config.head_width else None
         self.camera_head = CameraHead(config) if config.head_width else None
+        self.to(memory_format=torch.channels_last)  # the order in which convolutions run fastest
 
     def set_compute_dtype(self, dtype: torch.dtype) -> OmniStream:
         """Keep the weights of matrix products and convolutions in `dtype`, all others in float32.
