@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which frame moves in the odometry frame, and where it is (REP-103, REP-105).
+
+The stream's world is its first camera, in optical axes. The ``odom`` frame has x forward and z up,
+and its origin at the first pose of what moves in it:
+
+- ``odom -> base`` when /tf_static connects the robot's base with the camera;
+- ``odom -> camera`` otherwise.
+
+A frame of the tf tree has one parent. So the camera gets none from us once it has another one, and
+neither does the base when somebody else (wheel odometry, a filter) places it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import numpy as np
+from tf2_msgs.msg import TFMessage
+
+from omnistream_ros.nodes.distribution import motion_from_transform
+from omnistream_ros.stream.geometry import (
+    FLU_FROM_OPTICAL,
+    quaternion_to_matrix,
+    rigid,
+    rigid_inverse,
+)
+from omnistream_ros.stream.result import Pose
+
+# Longest chain of static transforms that is followed; a real robot has less than ten.
+_MAX_CHAIN = 64
+# Latched static transforms arrive within this time of subscribing.
+_SETTLING_S = 0.5
+
+
+class StaticTree:
+    """The static transforms heard so far, and who is the parent of whom."""
+
+    def __init__(self) -> None:
+        self._parent_from_child: dict[str, tuple[str, np.ndarray]] = {}
+
+    def add(self, message: TFMessage) -> list[str]:
+        """Take in a message of /tf_static. Returns what is wrong with it, in words."""
+        faults = []
+        for transform in message.transforms:
+            parent, child = transform.header.frame_id.lstrip("/"), transform.child_frame_id
+            child = child.lstrip("/")
+            try:
+                motion = motion_from_transform(transform.transform)
+            except ValueError as error:
+                faults.append(f"static transform {parent} -> {child} cannot be used: {error}")
+                continue
+            if parent and child and parent != child:
+                self._parent_from_child[child] = (parent, motion)
+        return faults
+
+    def parent(self, frame: str) -> str | None:
+        """The static parent of a frame, if it has one."""
+        known = self._parent_from_child.get(frame)
+        return known[0] if known else None
+
+    def root(self, frame: str) -> str:
+        """The frame that has no static parent above ``frame``."""
+        return list(self._to_root(frame))[-1]
+
+    def lookup(self, target: str, source: str) -> np.ndarray | None:
+        """The motion (4, 4) ``target_from_source``, or None when no static chain connects them."""
+        up_source = self._to_root(source)
+        up_target = self._to_root(target)
+        for frame, frame_from_source in up_source.items():
+            if frame in up_target:
+                return rigid_inverse(up_target[frame]) @ frame_from_source
+        return None
+
+    def _to_root(self, frame: str) -> dict[str, np.ndarray]:
+        """All ancestors of ``frame``, itself included, with ancestor_from_frame, nearest first."""
+        chain = {frame: np.eye(4)}
+        motion = np.eye(4)
+        while frame in self._parent_from_child and len(chain) < _MAX_CHAIN:
+            frame, parent_from_frame = self._parent_from_child[frame]
+            if frame in chain:
+                break  # a loop, which only a broken publisher makes
+            motion = parent_from_frame @ motion
+            chain[frame] = motion
+        return chain
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where the moving frame is.
+
+    Attributes:
+        child: the frame that moves in ``odom``.
+        motion: (4, 4) odom_from_child.
+        covariance: (6, 6) of (x, y, z, rotation about x, y, z) along the axes of odom, or None.
+        tf_refused: why ``child`` must not be published on /tf, or "".
+        settled: False for a moment after the start, while /tf_static may still connect the camera
+            with a base and ``child`` change.
+    """
+
+    child: str
+    motion: np.ndarray
+    covariance: np.ndarray | None
+    tf_refused: str
+    settled: bool
+
+
+class OdometryFrame:
+    """Places the poses of one stream in the odometry frame."""
+
+    def __init__(self, odom_frame: str, base_frame: str, tree: StaticTree) -> None:
+        self._odom_frame = odom_frame
+        self._base_frame = base_frame
+        self._tree = tree
+        self._moving_parents: dict[str, str] = {}
+        self._odom_from_world: np.ndarray | None = None
+        self._started_s = time.monotonic()
+
+    def hear(self, message: TFMessage) -> None:
+        """Remember who places which frame on /tf; ours is always a child of the odometry frame."""
+        for transform in message.transforms:
+            parent, child = transform.header.frame_id, transform.child_frame_id
+            if parent.lstrip("/") != self._odom_frame:
+                self._moving_parents[child.lstrip("/")] = parent.lstrip("/")
+
+    def place(self, pose: Pose, camera_frame: str) -> Placement:
+        """Where the robot's base, or else the camera, is at a pose of the stream."""
+        world_from_camera = rigid(quaternion_to_matrix(pose.quaternion), pose.translation)
+        base_from_camera = None
+        if self._base_frame != camera_frame:
+            base_from_camera = self._tree.lookup(self._base_frame, camera_frame)
+        if base_from_camera is None:
+            child, camera_from_child = camera_frame, np.eye(4)
+        else:
+            child, camera_from_child = self._base_frame, rigid_inverse(base_from_camera)
+        world_from_child = world_from_camera @ camera_from_child
+        if self._odom_from_world is None:
+            # Kept for the life of the stream: a base that becomes known later must not bend the
+            # path that was already published.
+            upright = rigid(FLU_FROM_OPTICAL, np.zeros(3))
+            self._odom_from_world = upright if base_from_camera is None else base_from_camera
+        motion = self._odom_from_world @ world_from_child
+        lever = world_from_child[:3, 3] - world_from_camera[:3, 3]
+        return Placement(
+            child=child,
+            motion=motion,
+            covariance=_moved_covariance(pose.covariance, lever, self._odom_from_world[:3, :3]),
+            tf_refused=self._refusal(child),
+            settled=base_from_camera is not None
+            or time.monotonic() - self._started_s > _SETTLING_S,
+        )
+
+    def _refusal(self, child: str) -> str:
+        other = self._tree.parent(child) or self._moving_parents.get(child)
+        if other is None or other == self._odom_frame:
+            return ""
+        root = self._tree.root(child)
+        if root != child:
+            advice = f"set base_frame to '{root}', or publish_tf to false"
+        else:
+            advice = "stop the other publisher, or set publish_tf to false"
+        return (
+            f"'{child}' already has the parent '{other}' and would get a second one, "
+            f"'{self._odom_frame}': nothing is published on /tf; {advice}"
+        )
+
+
+def _moved_covariance(
+    covariance: np.ndarray | None, lever: np.ndarray, rotation: np.ndarray
+) -> np.ndarray | None:
+    """Covariance of a point rigidly attached at ``lever`` from the camera, in rotated axes.
+
+    Along the world's axes: d(point) = d(camera) + d(angle) x lever.
+    """
+    if covariance is None:
+        return None
+    x, y, z = lever
+    jacobian = np.eye(6)
+    jacobian[:3, 3:] = np.array([[0.0, z, -y], [-z, 0.0, x], [y, -x, 0.0]])
+    turned = np.zeros((6, 6))
+    turned[:3, :3] = turned[3:, 3:] = rotation
+    jacobian = turned @ jacobian
+    return jacobian @ covariance @ jacobian.T

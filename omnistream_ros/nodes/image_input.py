@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images from the executor's thread to the one thread that runs the model; the newest one wins.
+
+Receiving never waits for inference: the subscription callback checks a message, puts it into a slot
+that holds one image, and counts what it replaces there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.node import Node
+from rclpy.qos import qos_policy_name_from_kind, qos_profile_sensor_data
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CameraInfo, Image
+
+from omnistream_ros.nodes.image_checks import (
+    BadCameraInfoError,
+    BadImageError,
+    Drop,
+    Source,
+    SourceGate,
+    check_image,
+    intrinsics_of,
+)
+from omnistream_ros.nodes.statistics import StreamStatistics
+from omnistream_ros.stream.frame import Intrinsics
+
+# A message about the same kind of fault comes at most this often; the counts never miss one.
+_REPEAT_S = 5.0
+# Cameras of different image size remembered at a time; two publishers on one topic are a mistake.
+_MAX_CAMERAS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class ReceivedImage:
+    """An image that passed all checks.
+
+    Attributes:
+        message: the image; its pixels are read once, by the thread that runs the model.
+        stamp_ns: its stamp in nanoseconds.
+        receipt_s: monotonic time of the first line of the subscription callback, seconds.
+        camera_info: the newest good camera_info of this image size, if any came.
+        intrinsics: the pinhole camera from it; None when unknown or not calibrated.
+    """
+
+    message: Image
+    stamp_ns: int
+    receipt_s: float
+    camera_info: CameraInfo | None
+    intrinsics: Intrinsics | None
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSettings:
+    """The parameters that the input depends on, as they are for one image.
+
+    Attributes:
+        rectified: the images are undistorted.
+        camera_info_timeout: seconds that the first image waits for its camera_info.
+        source_timeout: seconds of silence after which another camera may take the topic over.
+    """
+
+    rectified: bool
+    camera_info_timeout: float
+    source_timeout: float
+
+
+class ImageInput:
+    """The subscriptions of an active node; made on activation, closed on deactivation."""
+
+    def __init__(
+        self, node: Node, statistics: StreamStatistics, settings: Callable[[], InputSettings]
+    ) -> None:
+        self._node = node
+        self._statistics = statistics
+        self._settings = settings
+        self._gate = SourceGate()
+        self._said: dict[str, float] = {}
+        self._cameras: dict[tuple[int, int], tuple[CameraInfo, Intrinsics | None]] = {}
+        self._condition = threading.Condition()
+        # The four below are guarded by the condition.
+        self._newest: tuple[Image, int, float] | None = None
+        self._waiting_since_s: float | None = None
+        self._patient = True
+        self._closed = False
+        self._subscriptions = [
+            node.create_subscription(
+                kind,
+                topic,
+                callback,
+                qos_profile_sensor_data,
+                event_callbacks=SubscriptionEventCallbacks(
+                    incompatible_qos=self._incompatible_qos(node.resolve_topic_name(topic)),
+                ),
+                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            )
+            for kind, topic, callback in (
+                (Image, "image", self._on_image),
+                (CameraInfo, "camera_info", self._on_camera_info),
+            )
+        ]
+
+    @property
+    def topic(self) -> str:
+        """Name of the image topic after remapping."""
+        return self._subscriptions[0].topic_name
+
+    def publishers(self) -> int:
+        """Publishers on the image topic now."""
+        return self._node.count_publishers(self.topic)
+
+    def take(self) -> ReceivedImage | None:
+        """Wait for the newest image. Returns None once the input is closed. Any thread."""
+        with self._condition:
+            while not self._closed:
+                if self._newest is None:
+                    self._condition.wait()
+                    continue
+                patience = self._camera_info_patience(self._newest[0])
+                if patience > 0.0:
+                    self._condition.wait(patience)
+                    continue
+                message, stamp_ns, receipt_s = self._newest
+                self._newest = None
+                info, camera = self._cameras.get((message.width, message.height), (None, None))
+                return ReceivedImage(message, stamp_ns, receipt_s, info, camera)
+            return None
+
+    def close(self) -> None:
+        """Stop receiving and release whoever waits in :meth:`take`. Executor's thread only."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions.clear()
+        with self._condition:
+            if self._newest is not None:
+                self._newest = None
+                self._statistics.image_dropped(Drop.DEACTIVATED.value)
+            self._closed = True
+            self._condition.notify_all()
+
+    def _on_image(self, message: Image) -> None:
+        receipt_s = time.monotonic()
+        self._statistics.image_received()
+        stamp = message.header.stamp
+        stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
+        try:
+            check_image(message)
+            self._gate.admit(
+                Source(message.width, message.height, message.header.frame_id),
+                stamp_ns,
+                receipt_s,
+                self._settings().source_timeout,
+            )
+        except BadImageError as error:
+            count = self._statistics.image_dropped(error.reason.value)
+            self._complain(error.reason.value, str(error), count)
+            return
+        with self._condition:
+            replaced = self._newest is not None
+            self._newest = (message, stamp_ns, receipt_s)
+            if self._waiting_since_s is None:
+                self._waiting_since_s = receipt_s
+            self._condition.notify_all()
+        if replaced:
+            self._statistics.image_dropped(Drop.SUPERSEDED.value)
+
+    def _on_camera_info(self, info: CameraInfo) -> None:
+        try:
+            camera = intrinsics_of(info, rectified=self._settings().rectified)
+        except BadCameraInfoError as error:
+            # The last good one, if there was one, stays in force.
+            count = self._statistics.camera_info_refused()
+            self._complain("camera_info", str(error), count)
+            return
+        if camera is None:
+            self._complain(
+                "uncalibrated",
+                "camera_info says that the camera is not calibrated (K is zero): the field of view "
+                "is estimated and depth is not metric; calibrate it with camera_calibration",
+                1,
+            )
+        size = (camera.width, camera.height) if camera else (info.width, info.height)
+        with self._condition:
+            if size not in self._cameras and len(self._cameras) >= _MAX_CAMERAS:
+                self._cameras.clear()
+            self._cameras[size] = (info, camera)
+            self._condition.notify_all()
+
+    def _camera_info_patience(self, image: Image) -> float:
+        """Seconds that an image should still wait for its camera_info; only at the start."""
+        if (image.width, image.height) in self._cameras:
+            self._patient = False
+        if not self._patient or self._waiting_since_s is None:
+            return 0.0
+        waited = time.monotonic() - self._waiting_since_s
+        patience = self._settings().camera_info_timeout - waited
+        if patience <= 0.0:
+            self._patient = False
+            name = self._node.resolve_topic_name("camera_info")
+            sizes = ", ".join(f"{width}x{height}" for width, height in self._cameras)
+            found = f"only one for {sizes}" if sizes else "none"
+            self._node.get_logger().warning(
+                f"no camera_info for the {image.width}x{image.height} images on '{name}' ({found}):"
+                " the field of view is estimated and depth is not metric; remap `camera_info` to "
+                "the camera's own"
+            )
+        return patience
+
+    def _incompatible_qos(self, topic: str) -> Callable[[object], None]:
+        def tell(event: object) -> None:
+            policy = qos_policy_name_from_kind(event.last_policy_kind).lower()  # type: ignore[attr-defined]
+            self._node.get_logger().warning(
+                f"a publisher on '{topic}' offers another {policy} than this node asks for, so "
+                f"none of its messages arrive: set the parameter "
+                f"'qos_overrides.{topic}.subscription.{policy}' to what it offers "
+                f"(ros2 topic info -v {topic} shows both sides)"
+            )
+
+        return tell
+
+    def _complain(self, kind: str, text: str, count: int) -> None:
+        """One message per kind of fault and ``_REPEAT_S``, with the number of times so far."""
+        now = time.monotonic()
+        if now - self._said.get(kind, -_REPEAT_S) >= _REPEAT_S:
+            self._said[kind] = now
+            times = f" ({count} times so far)" if count > 1 else ""
+            self._node.get_logger().warning(f"{text}{times}")

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lifecycle node ``omnistream_perception``: images in; depth, pose and features out.
+
+configure   loads the model, warms it up on the largest state it will have, makes the publishers
+activate    subscribes and starts the thread that runs the model
+deactivate  unsubscribes, lets the frame in work finish, forgets the stream
+cleanup     gives the model and its device memory back
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from rclpy.utilities import get_rmw_implementation_identifier
+from std_srvs.srv import Trigger
+from tf2_msgs.msg import TFMessage
+
+from omnistream_ros.model import ModelError, OmniStream, load_model
+from omnistream_ros.msg import StreamStatus
+from omnistream_ros.nodes.diagnostics import Diagnostics, Report
+from omnistream_ros.nodes.frames import OdometryFrame, StaticTree
+from omnistream_ros.nodes.image_input import ImageInput, InputSettings
+from omnistream_ros.nodes.lifecycle import ManagedNode, TransitionRefusedError
+from omnistream_ros.nodes.outputs import ModelFacts, OutputPublishers, OutputSettings
+from omnistream_ros.nodes.parameters import ParameterSet
+from omnistream_ros.nodes.perception_parameters import PerceptionParameters
+from omnistream_ros.nodes.process import run
+from omnistream_ros.nodes.statistics import StreamStatistics
+from omnistream_ros.nodes.worker import StreamWorker
+from omnistream_ros.stream.frame import Frame
+from omnistream_ros.stream.result import Outputs
+from omnistream_ros.stream.session import StreamSession
+
+NODE_NAME = "omnistream_perception"
+# Every image is brought to about the same number of pixels, so any size warms up all sizes.
+_WARM_UP_SIZE = (480, 640, 3)
+
+
+class PerceptionNode(ManagedNode):
+    """See the module; topics, parameters and messages are in docs/perception_node.md."""
+
+    def __init__(self) -> None:
+        super().__init__(NODE_NAME)
+        self._options = ParameterSet(self, PerceptionParameters, phase=lambda: self.phase)
+        self._network: OmniStream | None = None
+        self._model: ModelFacts | None = None
+        self._device = ""
+        self._cache_bytes = 0
+        self._outputs: OutputPublishers | None = None
+        self._tf_subscriptions: list = []
+        self._tree = StaticTree()
+        self._odometry: OdometryFrame | None = None
+        self._statistics: StreamStatistics | None = None
+        self._images: ImageInput | None = None
+        self._worker: StreamWorker | None = None
+        self._stalled = False
+        self.create_service(Trigger, "~/reset", self._on_reset)
+        self._diagnostics = Diagnostics(
+            self, self.parameters.diagnostics_period, self._report, before=self._watch_for_stall
+        )
+        if self.parameters.autostart:
+            # As the first callback: loading must not keep the process from answering signals.
+            self.create_guard_condition(self.bring_up).trigger()
+
+    @property
+    def parameters(self) -> PerceptionParameters:
+        """The parameters as they are now."""
+        return self._options.values
+
+    # --- the four steps of the lifecycle ---
+
+    def set_up(self) -> None:
+        wish = self.parameters
+        self._device = _device(wish.device)
+        if wish.threads:
+            torch.set_num_threads(wish.threads)
+        try:
+            network, card = load_model(
+                wish.model, device=self._device, dtype=getattr(torch, wish.precision)
+            )
+        except ModelError as error:
+            raise TransitionRefusedError(
+                f"{error}. Set the parameter 'model' and configure again"
+            ) from error
+        self._network = network
+        self._model = ModelFacts(
+            name=card.name,
+            sha256=card.sha256,
+            patch_size=network.config.patch_size,
+            layers=network.config.depth,
+            has_depth=network.depth_head is not None,
+            has_pose=network.camera_head is not None,
+        )
+        self._warm_up()
+        # Listening from here on: an active node should know the tree at its first image.
+        latched = QoSProfile(depth=100, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+        self._tf_subscriptions = [
+            self.create_subscription(TFMessage, "/tf_static", self._on_tf_static, latched),
+            self.create_subscription(TFMessage, "/tf", self._on_tf, qos_profile_sensor_data),
+        ]
+        self._outputs = OutputPublishers(self, self._model)
+        self.get_logger().info(
+            f"{self._model.name} ({self._model.sha256[:12]}) on {self._device}, context of "
+            f"{wish.sink}+{wish.window} frames in {self._cache_bytes / 2**20:.1f} MiB"
+        )
+
+    def start(self) -> None:
+        assert self._model is not None
+        assert self._outputs is not None
+        wish = self.parameters
+        self._statistics = StreamStatistics()
+        self._stalled = False
+        self._odometry = OdometryFrame(wish.odom_frame, wish.base_frame, self._tree)
+        self._images = ImageInput(self, self._statistics, self._input_settings)
+        self._worker = StreamWorker(
+            self._new_session(),
+            self._images,
+            self._outputs,
+            self._odometry,
+            self._statistics,
+            self._model,
+            settings=self._output_settings,
+            rectified=wish.rectified,
+            stream_id=wish.stream_id or self.get_fully_qualified_name(),
+            on_fault=self.report_fault,
+            on_epoch=lambda text: self.get_logger().info(text),
+        )
+        self._worker.publish_state(StreamStatus.WAITING)
+        self.get_logger().info(f"waiting for images on '{self._images.topic}'")
+        self._advise_on_transport()
+
+    def stop(self) -> None:
+        if self._images is not None:
+            self._images.close()
+        if self._worker is not None:
+            self._worker.join()
+            state = StreamStatus.FAULT if self.faulted else StreamStatus.INACTIVE
+            self._worker.publish_state(state)
+        self._images = self._worker = self._odometry = self._statistics = None
+
+    def tear_down(self) -> None:
+        self.stop()
+        for subscription in self._tf_subscriptions:
+            self.destroy_subscription(subscription)
+        self._tf_subscriptions = []
+        self._tree = StaticTree()
+        if self._outputs is not None:
+            self._outputs.destroy()
+        self._outputs = self._network = self._model = None
+        # Modules refer to themselves in circles; without this their weights wait for a collection.
+        gc.collect()
+        if self._device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
+    # --- callbacks ---
+
+    def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if self._worker is None:
+            response.message = f"the node is {self.phase.value}: there is no stream to reset"
+            return response
+        self._worker.request_reset()
+        response.success = True
+        response.message = "the next image begins a new epoch"
+        return response
+
+    def _on_tf_static(self, message: TFMessage) -> None:
+        for fault in self._tree.add(message):
+            self.get_logger().warning(fault)
+
+    def _on_tf(self, message: TFMessage) -> None:
+        if self._odometry is not None:
+            self._odometry.hear(message)
+
+    def _watch_for_stall(self) -> None:
+        """Tell once when images stop; the worker itself only wakes up for images."""
+        if self._worker is None or self._statistics is None or self._images is None:
+            return
+        idle_s = self._statistics.idle_s()
+        stalled = self._statistics.counts()[1] > 0 and idle_s > self.parameters.stall_timeout
+        if stalled and not self._stalled:
+            self._worker.publish_state(StreamStatus.STALLED)
+            self.get_logger().warning(
+                f"no usable image on '{self._images.topic}' for {idle_s:.1f} s "
+                f"({self._images.publishers()} publishers)"
+            )
+        self._stalled = stalled
+
+    # --- inner workings ---
+
+    def _new_session(self) -> StreamSession:
+        assert self._network is not None
+        wish = self.parameters
+        return StreamSession(
+            self._network,
+            sink=wish.sink,
+            window=wish.window,
+            max_gap_s=wish.max_gap,
+            resolution=wish.resolution,
+        )
+
+    def _warm_up(self) -> None:
+        """Run two frames with every output: the first use of anything costs time and memory."""
+        assert self._model is not None
+        session = self._new_session()
+        everything = Outputs(
+            depth=self._model.has_depth,
+            pose=self._model.has_pose,
+            features=self.parameters.feature_keys,
+        )
+        pixels = np.zeros(_WARM_UP_SIZE, np.uint8)
+        try:
+            for stamp_ns in (0, 1):
+                session.step(Frame(pixels, stamp_ns), everything)
+        except ValueError as error:
+            raise TransitionRefusedError(
+                f"{error}. Correct the parameters and configure again"
+            ) from error
+        self._cache_bytes = session.cache_bytes
+
+    def _input_settings(self) -> InputSettings:
+        wish = self.parameters
+        return InputSettings(
+            rectified=wish.rectified,
+            camera_info_timeout=wish.camera_info_timeout,
+            source_timeout=wish.source_timeout,
+        )
+
+    def _output_settings(self) -> OutputSettings:
+        wish = self.parameters
+        return OutputSettings(
+            depth_encoding=wish.depth_encoding,
+            publish_tf=wish.publish_tf,
+            odom_frame=wish.odom_frame,
+            features=wish.feature_keys,
+        )
+
+    def _report(self) -> Report | None:
+        if self._model is None:
+            return None
+        wish = self.parameters
+        images, worker, statistics = self._images, self._worker, self._statistics
+        return Report(
+            statistics=statistics.snapshot() if statistics else None,
+            image_topic=images.topic if images else "",
+            publishers=images.publishers() if images else 0,
+            model_name=self._model.name,
+            weights_sha256=self._model.sha256,
+            device=self._device,
+            metric=worker.place.metric if worker else None,
+            context_frames=worker.place.context_frames if worker else 0,
+            context_capacity=wish.sink + wish.window,
+            cache_bytes=self._cache_bytes,
+            stall_timeout=wish.stall_timeout,
+        )
+
+    def _advise_on_transport(self) -> None:
+        profiles = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+        if get_rmw_implementation_identifier() == "rmw_fastrtps_cpp" and not any(
+            os.environ.get(name) for name in profiles
+        ):
+            self.get_logger().warning(
+                "no Fast DDS profile is set: most images above half a megabyte will be lost on the "
+                f"way; export {profiles[0]} as the path of this package's config/fastdds.xml, for "
+                "the publisher too"
+            )
+
+
+def _device(name: str) -> str:
+    """The device for a parameter value.
+
+    Raises:
+        TransitionRefusedError: it does not exist here.
+    """
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda" if available else "cpu"
+    if name != "cpu" and int(name.partition(":")[2] or 0) >= available:
+        raise TransitionRefusedError(
+            f"device '{name}' does not exist: PyTorch sees {available} CUDA device(s). Set the "
+            "parameter 'device' to cpu or auto and configure again"
+        )
+    return name
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the node until a signal; returns the exit status."""
+    return run(PerceptionNode, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parameters of ``omnistream_perception``; config/omnistream.yaml lists the same ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from omnistream_ros.nodes.outputs import DEPTH_ENCODINGS
+from omnistream_ros.nodes.parameters import Change, option
+from omnistream_ros.stream.result import FeatureKey, FeatureKind
+
+_CONFIGURE = Change.UNCONFIGURED
+
+
+def parse_feature(text: str) -> FeatureKey:
+    """A feature as people write it: ``layer:kind`` or ``layer:kind:normed``.
+
+    Raises:
+        ValueError: the text has another form; the message shows the right one.
+    """
+    kinds = "|".join(kind.value for kind in FeatureKind)
+    match = re.fullmatch(rf"(-?\d{{1,3}}):({kinds})(:normed)?", text)
+    if match is None:
+        raise ValueError(
+            f"feature {text!r} must be LAYER:KIND or LAYER:KIND:normed, LAYER a block from 0 or "
+            f"from -1 backwards, KIND one of {kinds.replace('|', ', ')}; for example "
+            "-1:patch:normed"
+        )
+    return FeatureKey(int(match[1]), FeatureKind(match[2]), match[3] is not None)
+
+
+def _check_features(texts: tuple[str, ...]) -> None:
+    keys = [parse_feature(text) for text in texts]
+    if len(set(keys)) < len(keys):
+        raise ValueError("a feature is listed twice")
+
+
+def _check_device(text: str) -> None:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", text):
+        raise ValueError(f"must be auto, cpu, cuda or cuda:N, got {text!r}")
+
+
+def _check_frame(text: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_/.-]*", text):
+        raise ValueError(f"must be the name of a tf frame without a leading '/', got {text!r}")
+
+
+def _check_not_empty(text: str) -> None:
+    if not text:
+        raise ValueError("must not be empty")
+
+
+@dataclasses.dataclass(frozen=True)
+class PerceptionParameters:
+    """Values of all parameters; ROS names are the names of the fields."""
+
+    autostart: bool = option(
+        False, "Configure and activate when the process starts.", change=Change.NEVER
+    )
+    diagnostics_period: float = option(
+        1.0, "Seconds between messages on /diagnostics.", low=0.1, high=60.0, change=Change.NEVER
+    )
+
+    model: str = option(
+        "omnistream-nano",
+        "Name of a model of this package, a safetensors file, or a folder with config.json and "
+        "model.safetensors.",
+        check=_check_not_empty,
+        change=_CONFIGURE,
+    )
+    device: str = option(
+        "auto",
+        "Where the model runs: cpu, cuda, cuda:N; auto takes a GPU if there is one.",
+        check=_check_device,
+        change=_CONFIGURE,
+    )
+    precision: str = option(
+        "float32",
+        "Number format of the matrix products.",
+        choices=("float32", "bfloat16"),
+        change=_CONFIGURE,
+    )
+    threads: int = option(
+        0,
+        "CPU threads of the model; 0 leaves it to PyTorch (one per core).",
+        low=0,
+        high=256,
+        change=_CONFIGURE,
+    )
+    window: int = option(
+        16,
+        "Recent frames that the model sees, the present one included.",
+        low=1,
+        high=512,
+        change=_CONFIGURE,
+    )
+    sink: int = option(
+        1,
+        "First frames of an epoch that stay visible for ever.",
+        low=0,
+        high=16,
+        change=_CONFIGURE,
+    )
+    max_gap: float = option(
+        2.0,
+        "Seconds between two images after which a new epoch begins.",
+        low=0.01,
+        high=86400.0,
+        change=_CONFIGURE,
+    )
+    resolution: str = option(
+        "model",
+        "Size of the depth image: model (as computed) or source (as the camera image).",
+        choices=("model", "source"),
+        change=_CONFIGURE,
+    )
+    features: tuple[str, ...] = option(
+        ("-1:patch:normed",),
+        'Feature tensors on ~/features, each LAYER:KIND or LAYER:KIND:normed; [""] for none.',
+        check=_check_features,
+        change=_CONFIGURE,
+    )
+
+    stream_id: str = option(
+        "", "Name of the stream in messages; empty: the node's full name.", change=_CONFIGURE
+    )
+    odom_frame: str = option(
+        "odom",
+        "Fixed frame of the odometry, x forward, z up (REP-105).",
+        check=_check_frame,
+        change=_CONFIGURE,
+    )
+    base_frame: str = option(
+        "base_link",
+        "Frame of the robot that moves in odom_frame, if /tf_static connects it with the camera.",
+        check=_check_frame,
+        change=_CONFIGURE,
+    )
+    rectified: bool = option(
+        False,
+        "The images are undistorted (image_rect): camera_info's P holds instead of K and D.",
+        change=_CONFIGURE,
+    )
+
+    publish_tf: bool = option(
+        True,
+        "Publish the pose on /tf, unless a frame would get two parents.",
+        change=Change.ANY_TIME,
+    )
+    depth_encoding: str = option(
+        "32FC1",
+        "Depth image: 32FC1 (metres, NaN unknown) or 16UC1 (millimetres, 0 unknown).",
+        choices=DEPTH_ENCODINGS,
+        change=Change.ANY_TIME,
+    )
+    camera_info_timeout: float = option(
+        1.0,
+        "Seconds that the first image waits for its camera_info.",
+        low=0.0,
+        high=60.0,
+        change=Change.ANY_TIME,
+    )
+    source_timeout: float = option(
+        1.0,
+        "Seconds of silence of the present camera after which images of another size or frame "
+        "are accepted.",
+        low=0.0,
+        high=60.0,
+        change=Change.ANY_TIME,
+    )
+    stall_timeout: float = option(
+        3.0,
+        "Seconds without a usable image after which the stream counts as stalled.",
+        low=0.1,
+        high=3600.0,
+        change=Change.ANY_TIME,
+    )
+
+    @property
+    def feature_keys(self) -> tuple[FeatureKey, ...]:
+        """``features``, parsed."""
+        return tuple(parse_feature(text) for text in self.features)
