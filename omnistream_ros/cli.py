@@ -17,6 +17,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         "--traceback", action="store_true", help="show where in the code an error was found"
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for declare in (_declare_info,):
+    for declare in (_declare_info, _declare_play, _declare_record):
         declare(commands)
     return parser
 
@@ -118,6 +119,65 @@ def _run_info(options: argparse.Namespace) -> None:
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:{width}}  {value}")
+
+
+# --- play and record ----------------------------------------------------------------------------
+
+
+def _declare_play(commands: Any) -> None:
+    command = _add(commands, "play", _run_play, "publish a recording as a camera would")
+    command.add_argument("recording", help="a rosbag2, a data set folder or a video file")
+    command.add_argument("--speed", type=float, default=1.0, help="2 plays twice as fast")
+    command.add_argument(
+        "--frame-id",
+        default="camera_optical_frame",
+        help="frame of the images (default: %(default)s)",
+    )
+    command.add_argument(
+        "--wait",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long to wait for a subscriber (default: %(default)g)",
+    )
+    _add_ros_args(command)
+
+
+def _run_play(options: argparse.Namespace) -> int:
+    from omnistream_ros.evaluation.recordings import open_recording
+    from omnistream_ros.nodes.player import play
+
+    recording = open_recording(options.recording)
+    report = play(
+        recording.frames(),
+        frame_id=options.frame_id,
+        speed=options.speed,
+        wait_s=options.wait,
+        ros_args=["--ros-args", *options.ros_args],
+    )
+    return 0 if report.complete else 128 + signal.SIGINT
+
+
+def _declare_record(commands: Any) -> None:
+    command = _add(commands, "record", _run_record, "record topics into a rosbag2")
+    command.add_argument("bag", help="folder to make")
+    command.add_argument("topics", nargs="+", metavar="TOPIC")
+    _add_ros_args(command)
+
+
+def _run_record(options: argparse.Namespace) -> int:
+    from omnistream_ros.nodes.recorder import record
+
+    return record(Path(options.bag), options.topics, ["--ros-args", *options.ros_args])
+
+
+def _add_ros_args(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--ros-args",
+        nargs=argparse.REMAINDER,
+        default=[],
+        help="the rest goes to ROS, such as `-r image:=/camera/image_raw`",
+    )
 
 
 if __name__ == "__main__":
