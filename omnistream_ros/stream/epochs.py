@@ -72,9 +72,9 @@ class EpochRules:
             return EpochReason.GAP
         return None
 
-    def accept(self, frame: Frame) -> None:
-        """Remember ``frame`` as the newest one of the stream."""
-        if self.check(frame) is not None:
+    def accept(self, frame: Frame, *, begins: bool) -> None:
+        """Remember ``frame`` as the newest of the stream; ``begins``: as the first of an epoch."""
+        if begins:
             self._size = (frame.height, frame.width)
             # Compared with the first camera of the epoch, not the last: a slow drift adds up.
             self._camera = frame.intrinsics

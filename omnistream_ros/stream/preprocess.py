@@ -14,9 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-# Statistics of ImageNet, which every model of this family was trained with (DESIGN section 3).
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
+from omnistream_ros.model.config import PIXEL_MEAN, PIXEL_STD
 
 # Wider or taller images would need a grid far larger than the model's nominal one to keep at least
 # a row of patches, and no model has seen such a thing.
@@ -79,8 +77,8 @@ class Preprocessor:
         pinned = self._device.type == "cuda"
         self._staging = torch.empty((*source_size, 3), dtype=torch.uint8, pin_memory=pinned)
         self._staging_numpy = self._staging.numpy()
-        mean = torch.tensor(_MEAN, device=self._device).view(1, 3, 1, 1)
-        std = torch.tensor(_STD, device=self._device).view(1, 3, 1, 1)
+        mean = torch.tensor(PIXEL_MEAN, device=self._device).view(1, 3, 1, 1)
+        std = torch.tensor(PIXEL_STD, device=self._device).view(1, 3, 1, 1)
         # (x / 255 - mean) / std as one multiplication and one addition
         self._scale = 1.0 / (255.0 * std)
         self._shift = -mean / std

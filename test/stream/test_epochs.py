@@ -24,7 +24,7 @@ def frame(seconds: float, camera: Intrinsics | None = CAMERA, size: tuple = (30,
 def rules() -> EpochRules:
     rules = EpochRules(max_gap_s=1.0)
     assert rules.check(frame(5.0)) is EpochReason.START
-    rules.accept(frame(5.0))
+    rules.accept(frame(5.0), begins=True)
     return rules
 
 
@@ -45,7 +45,7 @@ def test_equal_stamps_are_not_a_jump_back_but_a_nanosecond_is(rules: EpochRules)
 
 
 def test_extreme_stamps_do_not_overflow(rules: EpochRules) -> None:
-    rules.accept(Frame(frame(0.0).image, -(2**63), CAMERA))
+    rules.accept(Frame(frame(0.0).image, -(2**63), CAMERA), begins=True)
     assert rules.check(Frame(frame(0.0).image, 2**63 - 1, CAMERA)) is EpochReason.GAP
 
 
@@ -60,7 +60,7 @@ def test_another_camera_or_none(rules: EpochRules, camera: Intrinsics | None) ->
 
 def test_learning_the_camera_is_a_change() -> None:
     rules = EpochRules(max_gap_s=1.0)
-    rules.accept(frame(5.0, None))
+    rules.accept(frame(5.0, None), begins=True)
     assert rules.check(frame(5.1, None)) is None
     assert rules.check(frame(5.1)) is EpochReason.CAMERA_CHANGE
 
@@ -71,7 +71,7 @@ def test_a_slow_drift_of_the_camera_is_noticed_once() -> None:
     for i in range(60):
         drifting = Intrinsics(50.0 + 0.001 * i, 50.0, 19.5, 14.5, 40, 30)
         reasons.append(rules.check(frame(0.1 * i, drifting)))
-        rules.accept(frame(0.1 * i, drifting))
+        rules.accept(frame(0.1 * i, drifting), begins=reasons[-1] is not None)
     assert reasons.count(EpochReason.CAMERA_CHANGE) == 1
     assert reasons.count(None) == 58
 
@@ -80,7 +80,7 @@ def test_request_counts_once_and_only_after_a_start(rules: EpochRules) -> None:
     rules.request()
     rules.request()
     assert rules.check(frame(5.1)) is EpochReason.REQUEST
-    rules.accept(frame(5.1))
+    rules.accept(frame(5.1), begins=True)
     assert rules.check(frame(5.2)) is None
 
     fresh = EpochRules(max_gap_s=1.0)
@@ -110,5 +110,5 @@ def test_impossible_limits_are_refused(gap: float) -> None:
 
 def test_infinite_gap_switches_the_rule_off() -> None:
     rules = EpochRules(max_gap_s=float("inf"))
-    rules.accept(frame(0.0))
+    rules.accept(frame(0.0), begins=True)
     assert rules.check(frame(1e6)) is None
