@@ -22,6 +22,7 @@ class BagReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._idle: list[list[Reader]] = []
         self._types = get_typestore(Stores.LATEST)
         self._files = self._find_files(path)
         #: topic -> (type, message count)
@@ -69,19 +70,25 @@ class BagReader:
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[list[Reader]]:
-        with contextlib.ExitStack() as stack:
-            readers = []
-            for file in self._files:
-                # Each storage library has its own errors, some of them plain struct or index
-                # errors.
-                try:
-                    readers.append(stack.enter_context(Reader(file)))
-                except Exception as error:
-                    raise RecordingError(
-                        f"{file} cannot be opened as a bag: {error}. A bag that was not closed or "
-                        "was cut short can often be repaired: `ros2 bag reindex`, `mcap recover`"
-                    ) from error
+        """One reader per file. They are kept for the next use: opening parses all metadata anew."""
+        readers = self._idle.pop() if self._idle else [self._open_file(f) for f in self._files]
+        try:
             yield readers
+        finally:
+            self._idle.append(readers)
+
+    @staticmethod
+    def _open_file(file: Path) -> Reader:
+        # Each storage library has its own errors, some of them plain struct or index errors.
+        try:
+            reader = Reader(file)
+            reader.open()
+        except Exception as error:
+            raise RecordingError(
+                f"{file} cannot be opened as a bag: {error}. A bag that was not closed or was cut "
+                "short can often be repaired: `ros2 bag reindex`, `mcap recover`"
+            ) from error
+        return reader
 
     def messages(self, topics: Sequence[str]) -> Iterator[tuple[str, int, Any]]:
         """(topic, receive time in ns, message) of some topics, in the order of reception.

@@ -21,8 +21,8 @@ Way = Literal["protocol", "exact"]
 
 MODES: tuple[Mode, ...] = ("metric", "scale", "scale_shift", "median")
 
-#: Rounds of halving (scale) and of cutting (scale and shift): both end at the rounding of float64.
-_HALVINGS = 60
+#: Where the search for an exact alignment ends: relative to the scale, or to the range of depths.
+_PRECISION = 1e-10
 _CUTS = 120
 
 
@@ -91,10 +91,13 @@ def protocol_scale(blocks: Blocks, rounds: int = 10, eps: float = 1e-8) -> float
     for _ in range(rounds):
         top = bottom = 0.0
         for prediction, truth in blocks:
-            weight = 1.0 / (np.abs(scale * prediction - truth) + eps)
-            weighted = weight * prediction
-            top += float(weighted @ truth)
-            bottom += float(weighted @ prediction)
+            weighted = scale * prediction  # in place from here: this is where the time goes
+            weighted -= truth
+            np.abs(weighted, out=weighted)
+            weighted += eps
+            np.divide(prediction, weighted, out=weighted)
+            top += _dot(weighted, truth)
+            bottom += _dot(weighted, prediction)
         scale = top / bottom
     return max(scale, 1e-3)
 
@@ -115,7 +118,11 @@ def exact_scale(blocks: Blocks) -> float:
         raise AlignmentError("no pixel with a positive prediction to align")
 
     def slope(scale: float) -> float:
-        return sum(float(np.sign(scale * p - t) @ np.maximum(p, 0.0)) for p, t in blocks)
+        total = 0.0
+        for p, t in blocks:
+            used = np.maximum(p, 0.0)
+            total += 2.0 * _dot(used, (scale * p >= t).astype(np.float64)) - float(used.sum())
+        return total
 
     return _zero_crossing(slope, low, high)
 
@@ -136,7 +143,8 @@ def median(blocks: Blocks, which: Literal[0, 1]) -> float:
         raise AlignmentError("no valid pixel to align")
 
     def slope(x: float) -> float:
-        return sum(float(np.sign(x - block[which]).sum()) for block in blocks)
+        below = sum(np.count_nonzero(block[which] <= x) for block in blocks)
+        return 2.0 * below - count
 
     return _zero_crossing(slope, low, high)
 
@@ -158,7 +166,7 @@ def exact_scale_shift(blocks: Blocks) -> DepthAlignment:
         if len(truth):
             count += len(truth)
             total += float(prediction.sum())
-            squares += float(prediction @ prediction)
+            squares += _dot(prediction, prediction)
             truth_low = min(truth_low, float(truth.min()))
             truth_high = max(truth_high, float(truth.max()))
     if not count:
@@ -182,25 +190,28 @@ def exact_scale_shift(blocks: Blocks) -> DepthAlignment:
             residual = centre[0] * unit + centre[1] - truth
             sign = np.sign(residual)
             value += float(np.abs(residual).sum())
-            gradient += (float(sign @ unit), float(sign.sum()))
+            gradient += (_dot(sign, unit), float(sign.sum()))
         if value < best_value:
             best, best_value = centre, value
         norm = np.linalg.norm(gradient)
         if norm == 0.0:
             break
         polygon = _cut(polygon, centre, gradient / norm)
-        if len(polygon) < 3 or np.ptp(polygon, axis=0).max() < 1e-12 * reach:
+        if len(polygon) < 3 or np.ptp(polygon, axis=0).max() < _PRECISION * reach:
             break
     scale = float(best[0] / deviation)
     return DepthAlignment(scale, float(best[1] - scale * mean))
 
 
+def _dot(a: np.ndarray, b: np.ndarray) -> float:
+    """Inner product without BLAS, whose last digits depend on how many threads it takes."""
+    return float(np.einsum("i,i", a, b))
+
+
 def _zero_crossing(slope: Callable[[float], float], low: float, high: float) -> float:
     """Where a function that never falls goes from negative to not negative, by halving."""
-    for _ in range(_HALVINGS):
+    while high - low > _PRECISION * max(abs(low), abs(high)):
         middle = 0.5 * (low + high)
-        if not low < middle < high:
-            break
         if slope(middle) < 0:
             low = middle
         else:
