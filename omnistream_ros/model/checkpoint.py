@@ -72,7 +72,7 @@ def load_model(
             non-finite tensors; a config that makes no sense.
     """
     file, config_file = _locate(source)
-    tensors, metadata = _read(file)
+    tensors, metadata = read_tensors(file)
     if config_file is None:
         config, card = _read_metadata(file, metadata)
     else:
@@ -84,7 +84,7 @@ def load_model(
     model = build_model(config, device="meta")
     _check(file, model, tensors)
     model.load_state_dict(tensors, assign=True)
-    model.to(device=device, memory_format=torch.channels_last)
+    model.to(device).lay_out()
     return model.set_compute_dtype(dtype).eval(), replace(card, sha256=_sha256(file))
 
 
@@ -103,8 +103,7 @@ def save_model(path: str | Path, model: OmniStream, card: ModelCard) -> None:
     if dtype is None:
         raise ModelError(f"{path}: cannot store tensors as {card.storage_dtype!r}")
     tensors = {
-        name: tensor.detach().to("cpu", dtype).contiguous()
-        for name, tensor in model.state_dict().items()
+        name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()
     }
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
@@ -114,13 +113,20 @@ def save_model(path: str | Path, model: OmniStream, card: ModelCard) -> None:
         "config": json.dumps(model.config.to_dict()),
         "card": json.dumps({**asdict(card), "sha256": ""}),
     }
+    write_tensors(path, tensors, metadata)
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file whole or not at all; ModelError if it cannot be written."""
     partial = path.with_name(path.name + ".partial")
     try:
-        save_file(tensors, partial, metadata)
+        save_file({name: t.contiguous() for name, t in tensors.items()}, partial, metadata)
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
-        raise ModelError(f"cannot write {path}: {error}") from error
+        raise ModelError(f"{path}: cannot be written ({error})") from error
 
 
 def _locate(source: str | Path) -> tuple[Path, Path | None]:
@@ -146,8 +152,11 @@ def _locate(source: str | Path) -> tuple[Path, Path | None]:
     return path, None
 
 
-def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors in memory of our own: a file that changes later cannot change them."""
+def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata of a safetensors file; ModelError unless it is a whole one.
+
+    The tensors are in memory of their own: a file that changes later cannot change them.
+    """
     try:
         with safe_open(file, framework="pt", device="cpu") as archive:
             tensors = {name: archive.get_tensor(name).clone() for name in archive.keys()}  # noqa: SIM118

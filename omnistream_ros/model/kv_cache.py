@@ -115,6 +115,44 @@ class KVCache:
             dtype=dtype,
         )
 
+    @staticmethod
+    def window_within(
+        megabytes: float,
+        config: ModelConfig,
+        grid: tuple[int, int],
+        *,
+        sink: int = 1,
+        batch: int = 1,
+        camera_token: bool = True,
+        dtype: torch.dtype = torch.float32,
+    ) -> int:
+        """The longest window whose cache fits into a budget of 10^6 bytes times `megabytes`.
+
+        Raises:
+            ValueError: not even a window of one frame fits; says how much it would take.
+        """
+
+        def size(window: int) -> int:
+            return KVCache.allocate(
+                config,
+                grid,
+                sink=sink,
+                window=window,
+                batch=batch,
+                camera_token=camera_token,
+                device="meta",  # where tensors have a size and no memory
+                dtype=dtype,
+            ).nbytes
+
+        per_frame = size(2) - size(1)
+        window = 1 + int(megabytes * 1e6 - size(1)) // per_frame
+        if window < 1:
+            raise ValueError(
+                f"a cache of {megabytes} MB cannot hold a sink of {sink} and one frame of "
+                f"{grid[0]}x{grid[1]} patches: that takes {size(1) / 1e6:.1f} MB"
+            )
+        return window
+
     @property
     def capacity(self) -> int:
         """Frames that fit: sink + window."""
@@ -129,6 +167,13 @@ class KVCache:
     def nbytes(self) -> int:
         """Bytes of device memory; the same from the first frame to the last."""
         return self.keys.nbytes + self.values.nbytes + self.sink_time.nbytes
+
+    def kept_frames(self) -> list[tuple[int, int]]:
+        """(frame index, index in time) of what the last step attended to, itself included."""
+        forgotten = max(0, self.frames_seen - self.capacity)
+        sink = min(self.sink, self.frames_seen)
+        window = range(sink + forgotten, self.frames_seen)
+        return [(f, f + forgotten) for f in range(sink)] + [(f, f) for f in window]
 
     def reset(self) -> None:
         """Forget everything: the next frame is the first of its epoch."""

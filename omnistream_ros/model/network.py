@@ -46,7 +46,15 @@ class OmniStream(nn.Module):
         self.backbone = Backbone(config)
         self.depth_head = DualDPT(config) if config.head_width else None
         self.camera_head = CameraHead(config) if config.head_width else None
-        self.to(memory_format=torch.channels_last)  # the order in which convolutions run fastest
+        self.lay_out()
+
+    def lay_out(self) -> OmniStream:
+        """Put the weights of convolutions in the order in which they run fastest."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                weight = module.weight.data
+                module.weight.data = weight.contiguous(memory_format=torch.channels_last)
+        return self
 
     def set_compute_dtype(self, dtype: torch.dtype) -> OmniStream:
         """Keep the weights of matrix products and convolutions in `dtype`, all others in float32.

@@ -82,7 +82,7 @@ class EfficientNetLite0Trunk(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, image: Tensor) -> dict[int, Tensor]:
-        # Channels innermost: a third faster on CPUs, and the tokens are a view of the last features.
+        # Channels innermost: a third faster on CPUs, and tokens are a view of the last features.
         image = image.contiguous(memory_format=torch.channels_last)
         x = F.relu6(self.stem(image), inplace=True)
         pyramid: dict[int, Tensor] = {}
