@@ -49,7 +49,14 @@ def _parser() -> argparse.ArgumentParser:
         "--traceback", action="store_true", help="show where in the code an error was found"
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for declare in (_declare_info, _declare_play, _declare_record):
+    for declare in (
+        _declare_info,
+        _declare_verify,
+        _declare_demo,
+        _declare_inspect,
+        _declare_play,
+        _declare_record,
+    ):
         declare(commands)
     return parser
 
@@ -121,12 +128,122 @@ def _run_info(options: argparse.Namespace) -> None:
         print(f"{name:{width}}  {value}")
 
 
+# --- verify -------------------------------------------------------------------------------------
+
+
+def _declare_verify(commands: Any) -> None:
+    command = _add(
+        commands,
+        "verify",
+        _run_verify,
+        "compare a model with the outputs stored beside its weights",
+    )
+    command.add_argument("folder", metavar="DIR", help="a model and its expected.safetensors")
+    command.add_argument(
+        "--make", action="store_true", help="write DIR/expected.safetensors instead of comparing"
+    )
+    command.add_argument(
+        "--model", help="with --make: a model (name, file or folder) to store in DIR first"
+    )
+    command.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
+    command.add_argument(
+        "--tolerance",
+        type=float,
+        help="largest absolute difference that passes (default: 1e-5)",
+    )
+
+
+def _run_verify(options: argparse.Namespace) -> int:
+    from omnistream_ros.model import verify
+
+    if options.make:
+        print(f"wrote {verify.make_expected(options.folder, options.model)}")
+        return 0
+    tolerance = verify.TOLERANCE if options.tolerance is None else options.tolerance
+    differences = verify.verify(options.folder, device=options.device)
+    print(verify.table(differences, tolerance))
+    return 0 if all(difference.within(tolerance) for difference in differences) else 1
+
+
+# --- recordings ---------------------------------------------------------------------------------
+
+
+def _add_selection(command: argparse.ArgumentParser) -> None:
+    """Options that say what a recording's topics are, where that cannot be found by itself."""
+    group = command.add_argument_group("recording")
+    group.add_argument("--image-topic", metavar="TOPIC", help="images (default: the only ones)")
+    group.add_argument("--info-topic", metavar="TOPIC", help="camera_info of the images")
+    group.add_argument("--depth-topic", metavar="TOPIC", help="ground-truth depth")
+    group.add_argument("--pose-topic", metavar="TOPIC", help="TF, Odometry or PoseStamped")
+    group.add_argument("--camera-frame", metavar="FRAME", help="camera in TF (default: images')")
+    group.add_argument("--layout", help="kind of recording, where the path does not tell")
+
+
+def _selection(options: argparse.Namespace) -> Any:
+    import dataclasses
+
+    from omnistream_ros.evaluation.recordings import Selection
+
+    names = [field.name for field in dataclasses.fields(Selection)]
+    return Selection(**{name: getattr(options, name) for name in names})
+
+
+def _declare_inspect(commands: Any) -> None:
+    command = _add(commands, "inspect", _run_inspect, "say what is in a recording")
+    command.add_argument("recording", help="a rosbag2, a data set folder or a video file")
+    _add_selection(command)
+
+
+def _run_inspect(options: argparse.Namespace) -> None:
+    from omnistream_ros.evaluation.inspection import describe
+    from omnistream_ros.evaluation.recordings import open_recording
+
+    print(describe(open_recording(options.recording, _selection(options))))
+
+
+def _declare_demo(commands: Any) -> None:
+    command = _add(
+        commands,
+        "demo",
+        _run_demo,
+        "play a recording through the node; draw and count what it does",
+    )
+    command.add_argument(
+        "recording", nargs="?", type=Path, help="a rosbag2 or other recording (default: bundled)"
+    )
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=Path("demo_output"),
+        metavar="DIR",
+        help="folder for the picture, the table and the bag (default: %(default)s)",
+    )
+    command.add_argument("--speed", type=float, default=1.0, help="2 plays twice as fast")
+    command.add_argument("--model", help="a model's name or file (default: the node's own)")
+    _add_selection(command)
+
+
+def _run_demo(options: argparse.Namespace) -> None:
+    from omnistream_ros.evaluation.demo import run_demo
+
+    files = run_demo(
+        options.recording,
+        options.out,
+        selection=_selection(options),
+        parameters={"model": options.model} if options.model else {},
+        speed=options.speed,
+        say=lambda line: print(f"... {line}", flush=True),
+    )
+    print(f"\n{files.table}\n\npicture: {files.picture}\nbag:     {files.bag}")
+
+
 # --- play and record ----------------------------------------------------------------------------
 
 
 def _declare_play(commands: Any) -> None:
     command = _add(commands, "play", _run_play, "publish a recording as a camera would")
     command.add_argument("recording", help="a rosbag2, a data set folder or a video file")
+    _add_selection(command)
     command.add_argument("--speed", type=float, default=1.0, help="2 plays twice as fast")
     command.add_argument(
         "--frame-id",
@@ -147,7 +264,7 @@ def _run_play(options: argparse.Namespace) -> int:
     from omnistream_ros.evaluation.recordings import open_recording
     from omnistream_ros.nodes.player import play
 
-    recording = open_recording(options.recording)
+    recording = open_recording(options.recording, _selection(options))
     report = play(
         recording.frames(),
         frame_id=options.frame_id,

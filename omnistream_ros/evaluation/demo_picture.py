@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
-from matplotlib.gridspec import GridSpec
+from matplotlib.gridspec import GridSpecFromSubplotSpec
 
 from omnistream_ros.evaluation import camera_path
 from omnistream_ros.evaluation.demo_report import DemoResult, Example
@@ -64,12 +64,12 @@ def _aspect(examples: list[Example]) -> float:
 # -- images and depth -----------------------------------------------------------------------------
 
 
-def _draw_examples(figure: Figure, grid: GridSpec, result: DemoResult) -> None:
+def _draw_examples(figure: Figure, grid: GridSpecFromSubplotSpec, result: DemoResult) -> None:
     examples = result.examples
     if not examples:
-        axes = figure.add_subplot(grid[:, :])
-        axes.axis("off")
-        axes.text(0.5, 0.5, "no depth was published", ha="center", color=_INK, fontsize=13)
+        empty = figure.add_subplot(grid[:, :])
+        empty.axis("off")
+        empty.text(0.5, 0.5, "no depth was published", ha="center", color=_INK, fontsize=13)
         return
     norm = _depth_norm(examples)
     truth = any(example.truth is not None for example in examples)
@@ -131,7 +131,7 @@ def _depth_norm(examples: list[Example]) -> colors.Normalize:
 
 def _colour_bar(
     figure: Figure,
-    grid: GridSpec,
+    grid: GridSpecFromSubplotSpec,
     columns: slice,
     cmap: str,
     norm: colors.Normalize,
@@ -172,7 +172,7 @@ def _round_ticks(low: float, high: float) -> list[float]:
 # -- path and numbers -----------------------------------------------------------------------------
 
 
-def _draw_side(figure: Figure, grid: GridSpec, result: DemoResult) -> None:
+def _draw_side(figure: Figure, grid: GridSpecFromSubplotSpec, result: DemoResult) -> None:
     _draw_paths(figure.add_subplot(grid[0]), result)
     _draw_numbers(figure.add_subplot(grid[1]), result)
 

@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,7 @@ class DemoResult:
 
     Attributes:
         sent: images that the player published.
-        played_hz: rate at which they were recorded.
+        played_hz: rate at which the player published them.
         depth: errors of the depth as published; ``scaled_depth`` after one factor for the sequence;
             ``constant_depth`` of the same depth everywhere.
         pose: errors of the pose as published (rigid alignment); ``scaled_pose`` after Sim(3);
@@ -75,8 +76,11 @@ class DemoResult:
     notes: list[str]
 
 
-def measure(recording: Recording, node_bag: Path) -> DemoResult:
+def measure(recording: Recording, node_bag: Path, played: dict[str, Any]) -> DemoResult:
     """Compare what a node published with the recording that was played to it.
+
+    Args:
+        played: the player's report, of which ``frames`` and ``duration_s`` are used.
 
     Raises:
         RecordingError: the node's bag holds no processed frame, or a file is damaged.
@@ -87,12 +91,8 @@ def measure(recording: Recording, node_bag: Path) -> DemoResult:
     chosen = _spread([frame.stamp_ns for frame in run.frames], _EXAMPLES)
     examples: list[Example] = []
     pairs = DepthPairs()
-    sent = 0
-    stamps = []
     try:
         for frame, prediction, truth in _together(recording, bag, notes):
-            sent += 1
-            stamps.append(frame.stamp_ns)
             if prediction is None:
                 continue
             if truth is not None:
@@ -110,12 +110,12 @@ def measure(recording: Recording, node_bag: Path) -> DemoResult:
     finally:
         pairs.close()
     estimate, truth_path = _trajectories(recording, bag, notes)
+    sent, span = int(played["frames"]), float(played["duration_s"])
     poses = _measure_poses(estimate, truth_path, sent, notes)
-    span = (stamps[-1] - stamps[0]) / 1e9 if len(stamps) > 1 else math.nan
     return DemoResult(
         name=recording.name,
         sent=sent,
-        played_hz=(len(stamps) - 1) / span if span else math.nan,
+        played_hz=(sent - 1) / span if span else math.nan,
         run=run,
         published=bag.count("depth/image"),
         depth=depth,

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``omnistream demo``: a recording through the real node, then a table and a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import omnistream_ros
+from omnistream_ros.evaluation import demo_picture, demo_report
+from omnistream_ros.evaluation.live import run_live
+from omnistream_ros.evaluation.recordings import RecordingError, Selection, open_recording
+
+#: The clip that comes with the package.
+BUNDLED = Path(omnistream_ros.__file__).resolve().parent / "data" / "furnished_room"
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoFiles:
+    """What the demo wrote, and its table."""
+
+    table: str
+    picture: Path
+    bag: Path
+
+
+def run_demo(
+    recording_path: Path | None,
+    out: Path,
+    *,
+    selection: Selection | None = None,
+    parameters: dict[str, str] | None = None,
+    speed: float = 1.0,
+    say: Callable[[str], None] = lambda _: None,
+) -> DemoFiles:
+    """Play a recording to a node in real time, and report what came out.
+
+    Args:
+        recording_path: anything that `open_recording` takes; None for the bundled clip.
+        out: folder for ``demo.png``, ``table.txt``, the node's bag and the logs.
+
+    Raises:
+        RecordingError: no such recording, or it holds no image.
+        ChildError: one of the processes failed.
+        OSError: ``out`` cannot be written.
+    """
+    path = recording_path if recording_path is not None else BUNDLED
+    recording = open_recording(path, selection)
+    info = recording.info()
+    if info.width is None:
+        raise RecordingError(f"{path} holds no image")
+    length = f", {info.frames} images" if info.frames else ""
+    say(f"recording {recording.name}: {info.layout}, {info.width}x{info.height}{length}")
+    live = run_live(
+        path,
+        out,
+        selection=selection,
+        parameters=parameters,
+        speed=speed,
+        say=say,
+    )
+    say("measuring")
+    result = demo_report.measure(recording, live.bag, live.played)
+    picture = out / "demo.png"
+    demo_picture.draw(result, picture)
+    text = demo_report.table(result)
+    (out / "table.txt").write_text(text + "\n", encoding="utf-8")
+    return DemoFiles(text, picture, live.bag)
