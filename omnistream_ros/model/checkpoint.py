@@ -69,8 +69,12 @@ def load_model(
 
     Raises:
         ModelError: missing, truncated or foreign files; missing, unknown, wrongly shaped or
-            non-finite tensors; a config that makes no sense.
+            non-finite tensors; a config that makes no sense; a device that is not there.
     """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # what torch raises depends on its build
+        raise ModelError(f"device {device!r} cannot be used: {error}") from error
     file, config_file = _locate(source)
     tensors, metadata = read_tensors(file)
     if config_file is None:

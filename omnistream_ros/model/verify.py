@@ -108,6 +108,15 @@ def verify(folder: str | Path, *, device: torch.device | str = "cpu") -> list[Di
     return differences
 
 
+def table(differences: list[Difference], tolerance: float) -> str:
+    """Differences as text, one line each, with the verdict."""
+    lines = [f"{'output':28} {'largest':>9} {'clip':>9} {'steps':>9}"]
+    for d in differences:
+        verdict = "ok" if d.within(tolerance) else f"not below {tolerance:g}"
+        lines.append(f"{d.name:28} {d.scale:9.3g} {d.clip:9.1e} {d.steps:9.1e}  {verdict}")
+    return "\n".join(lines)
+
+
 def make_expected(
     folder: str | Path,
     model: str | Path | None = None,
