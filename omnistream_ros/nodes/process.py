@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
 import sys
 import threading
@@ -58,8 +59,9 @@ def run(create_node: Callable[[], Node], args: Sequence[str] | None = None) -> i
     """Create a node, serve it until SIGINT or SIGTERM, and end in order.
 
     rclpy's own handlers shut the context down first, so that nothing can be published or answered
-    any more on the way out. Here the signals are blocked in all threads and received by one, which
-    asks the executor to return; then the node ends itself on a context that still works.
+    any more on the way out. Here one thread hears of the signals and asks the executor to return;
+    then the node ends itself on a context that still works. Blocking the signals and waiting for
+    them would not do: threads that numpy and torch started on import would still receive them.
 
     The executor is the single-threaded one: measured, the multi-threaded costs two to five times
     the CPU for the same messages, and the events executor of this rclpy cannot be ended in order.
@@ -68,8 +70,7 @@ def run(create_node: Callable[[], Node], args: Sequence[str] | None = None) -> i
         Exit status: 0 after a signal, 2 when the node could not be created (the reason is printed).
     """
     tune_allocator()
-    # Before rclpy.init: threads inherit the mask, and the middleware starts some.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    signals = _signal_pipe()
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     try:
         node = create_node()
@@ -82,7 +83,7 @@ def run(create_node: Callable[[], Node], args: Sequence[str] | None = None) -> i
     stop: Future = Future(executor=executor)
     ended = threading.Event()
     threading.Thread(
-        target=_stop_on_signal, args=(stop, executor, ended), name="signals", daemon=True
+        target=_stop_on_signal, args=(signals, stop, executor, ended), name="signals", daemon=True
     ).start()
     try:
         _spin(executor, node, stop)
@@ -108,12 +109,27 @@ def _spin(executor: SingleThreadedExecutor, node: Node, stop: Future) -> None:
             node.report_fault(error)
 
 
-def _stop_on_signal(stop: Future, executor: SingleThreadedExecutor, ended: threading.Event) -> None:
-    number = signal.sigwait(_STOP_SIGNALS)
+def _signal_pipe() -> int:
+    """A file descriptor from which the numbers of the stop signals can be read, one byte each.
+
+    Python's handler writes them there in whichever thread the kernel delivered the signal.
+    """
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    signal.set_wakeup_fd(write_end)
+    for number in _STOP_SIGNALS:
+        signal.signal(number, lambda *_: None)
+    return read_end
+
+
+def _stop_on_signal(
+    signals: int, stop: Future, executor: SingleThreadedExecutor, ended: threading.Event
+) -> None:
+    number = os.read(signals, 1)[0]
     stop.set_result(number)
     executor.wake()
     # The main thread may be inside a long call (loading, one frame of a large model).
-    second = signal.sigtimedwait(_STOP_SIGNALS, _STOP_PATIENCE_S)
+    second = select.select([signals], [], [], _STOP_PATIENCE_S)[0]
     if not ended.is_set():
         why = "a second signal" if second else f"{_STOP_PATIENCE_S:.0f} s"
         print(f"not ended after {why}; exiting at once", file=sys.stderr, flush=True)
