@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two sides of a node test: the node in a process of its own, and the user in this one.
+
+Nothing here sleeps: every wait is for something to be seen, with a limit that only a failure meets.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import rclpy
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.msg import SetParametersResult
+from rcl_interfaces.srv import SetParameters
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
+
+from omnistream_ros.nodes import perception
+from omnistream_ros.nodes.distribution import byte_array
+
+NODE = "/omnistream_perception"
+PATIENCE_S = 60.0  # met only by failures, on the slowest machine
+TRANSITIONS = {
+    "configure": Transition.TRANSITION_CONFIGURE,
+    "activate": Transition.TRANSITION_ACTIVATE,
+    "deactivate": Transition.TRANSITION_DEACTIVATE,
+    "cleanup": Transition.TRANSITION_CLEANUP,
+}
+
+
+class StartNode(Protocol):
+    """Starts a perception node; keyword arguments are parameters, underscores stand for dots."""
+
+    def __call__(self, *arguments: str, **parameters: object) -> NodeProcess: ...
+
+
+class _Command:
+    """subprocess.Popen with the interface of multiprocessing.Process."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self._popen = subprocess.Popen(
+            command,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        self.pid = self._popen.pid
+        self.output = self._popen.stdout
+
+    @property
+    def exitcode(self) -> int | None:
+        return self._popen.poll()
+
+    def join(self, timeout: float) -> None:
+        self._popen.wait(timeout)
+
+    def kill(self) -> None:
+        self._popen.kill()
+
+
+class _Fork:
+    """A Python function in a process forked from one that has torch and rclpy imported already.
+
+    A real process of its own, without the seconds of import that a fresh interpreter costs.
+    """
+
+    def __init__(
+        self, target: Callable[..., int], arguments: list[str], environment: dict[str, str]
+    ) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            fifo = str(Path(folder, "output"))
+            os.mkfifo(fifo)
+            self._process = _FORKS.Process(
+                target=_run_forked, args=(target, arguments, environment, fifo)
+            )
+            self._process.start()
+            self.output = open(fifo, "rb")  # noqa: SIM115  (returns once the child has opened it)
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+        self.kill = self._process.kill
+        self.join = self._process.join
+
+    @property
+    def exitcode(self) -> int | None:
+        return self._process.exitcode
+
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["omnistream_ros.nodes.perception"])
+
+
+def _run_forked(
+    target: Callable[..., int], arguments: list[str], environment: dict[str, str], fifo: str
+) -> None:
+    with open(fifo, "wb") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    os.environ.update(environment)
+    sys.exit(target(arguments))
+
+
+class NodeProcess:
+    """A process whose output is kept and can be waited for."""
+
+    def __init__(self, process: _Command | _Fork) -> None:
+        self.lines: list[str] = []
+        self.pid = process.pid
+        self._news = threading.Condition()
+        self._ended = False
+        self._process = process
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self._process.output:
+            with self._news:
+                self.lines.append(line.decode(errors="replace").rstrip())
+                self._news.notify_all()
+        self._process.output.close()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+
+    @property
+    def log(self) -> str:
+        """All output so far."""
+        return "\n".join(self.lines)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.exitcode is None
+
+    def count(self, pattern: str) -> int:
+        """Lines that contain a match."""
+        return sum(re.search(pattern, line) is not None for line in list(self.lines))
+
+    def wait_for(self, pattern: str) -> str:
+        """Wait for an output line that matches (also an earlier one) and return it."""
+        deadline = time.monotonic() + PATIENCE_S
+        seen = 0
+        with self._news:
+            while True:
+                for line in self.lines[seen:]:
+                    seen += 1
+                    if re.search(pattern, line):
+                        return line
+                left = deadline - time.monotonic()
+                if left <= 0 or (self._ended and seen == len(self.lines)):
+                    raise AssertionError(f"no line {pattern!r} in:\n{self.log}")
+                self._news.wait(left)
+
+    def resident_mib(self) -> float:
+        """Memory in RAM."""
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGESIZE") / 2**20
+
+    def threads(self) -> int:
+        """Number of threads."""
+        return len(list(Path(f"/proc/{self.pid}/task").iterdir()))
+
+    def wait(self) -> int:
+        """Wait for the end; returns the exit status."""
+        self._process.join(PATIENCE_S)
+        status = self._process.exitcode
+        assert status is not None, f"still running:\n{self.log}"
+        self._reader.join(PATIENCE_S)
+        return status
+
+    def end(self, number: signal.Signals = signal.SIGINT) -> tuple[int, float]:
+        """Send a signal and wait. Returns exit status and seconds."""
+        begin = time.monotonic()
+        os.kill(self.pid, number)
+        return self.wait(), time.monotonic() - begin
+
+    def kill(self) -> None:
+        """End it whatever it does."""
+        self._process.kill()
+        self._process.join(PATIENCE_S)
+        self._reader.join(PATIENCE_S)
+
+
+class NodeStarter:
+    """Context manager that ends whatever was started in it."""
+
+    def __init__(self, domain: int, weights: Path) -> None:
+        self._here = {"ROS_DOMAIN_ID": str(domain)}
+        self._weights = weights
+        self._started: list[NodeProcess] = []
+
+    def __call__(self, *arguments: str, **parameters: object) -> NodeProcess:
+        process = _Fork(perception.main, self.arguments(*arguments, **parameters), self._here)
+        return self._keep(process)
+
+    def arguments(self, *arguments: str, **parameters: object) -> list[str]:
+        """The node's command line."""
+        given = {"model": str(self._weights), "threads": 1, "camera_info_timeout": 0.0}
+        line = ["--ros-args"]
+        for name, value in {**given, **parameters}.items():
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            line += ["-p", f"{name}:={text}"]
+        return [*line, *arguments]
+
+    def run(self, *command: str) -> NodeProcess:
+        """Start any command in the domain."""
+        return self._keep(_Command(list(command), self._here))
+
+    def _keep(self, process: _Command | _Fork) -> NodeProcess:
+        self._started.append(NodeProcess(process))
+        return self._started[-1]
+
+    def __enter__(self) -> NodeStarter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for process in self._started:
+            process.kill()
+            if error is not None:
+                print(f"--- output of {process.pid} ---\n{process.log}")
+
+
+class User:
+    """A node of the test itself, in a context of its own, spun only while it waits."""
+
+    def __init__(self, domain: int) -> None:
+        self._domain = domain
+
+    def __enter__(self) -> User:
+        self._context = rclpy.Context()
+        rclpy.init(context=self._context, domain_id=self._domain)
+        self.node = rclpy.create_node("user", context=self._context)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self.node)
+        self._stamp_ns = 1_000_000_000
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._executor.shutdown(timeout_sec=1.0)
+        self.node.destroy_node()
+        rclpy.shutdown(context=self._context)
+
+    def wait_until(self, condition: Callable[[], object], what: str = "") -> None:
+        """Serve this node until the condition holds."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < deadline, f"waited in vain for {what or condition}"
+            self._executor.spin_once(timeout_sec=0.05)
+
+    def call(self, kind: type, name: str, request: Any) -> Any:
+        """Call a service and return its response."""
+        client = self.node.create_client(kind, name)
+        self.wait_until(client.service_is_ready, f"service {name}")
+        future = client.call_async(request)
+        self.wait_until(future.done, f"answer of {name}")
+        self.node.destroy_client(client)
+        return future.result()
+
+    def change(self, *names: str) -> bool:
+        """Lifecycle transitions in a row; returns whether all succeeded."""
+        for name in names:
+            request = ChangeState.Request(transition=Transition(id=TRANSITIONS[name]))
+            if not self.call(ChangeState, f"{NODE}/change_state", request).success:
+                return False
+        return True
+
+    def state(self) -> str:
+        """Lifecycle state of the node."""
+        return self.call(GetState, f"{NODE}/get_state", GetState.Request()).current_state.label
+
+    def set_parameter(self, name: str, value: object) -> SetParametersResult:
+        """Set one parameter of the node."""
+        request = SetParameters.Request(
+            parameters=[Parameter(name, value=value).to_parameter_msg()]
+        )
+        return self.call(SetParameters, f"{NODE}/set_parameters", request).results[0]
+
+    def collect(self, kind: type, topic: str, qos: QoSProfile | int = 50) -> list:
+        """Subscribe; the list fills while this node waits for something."""
+        messages: list = []
+        self.node.create_subscription(kind, topic, messages.append, qos)
+        return messages
+
+    def camera(self, topic: str = "/image") -> Callable[..., Image]:
+        """An image publisher that the node has found; call it to send one picture."""
+        publisher = self.node.create_publisher(Image, topic, 10)
+        self.wait_until(lambda: publisher.get_subscription_count() > 0, f"subscriber of {topic}")
+
+        def send(message: Image | None = None, **changes: Any) -> Image:
+            message = message if message is not None else self.picture(**changes)
+            publisher.publish(message)
+            return message
+
+        return send
+
+    def process(self, send: Callable[..., Image], status: list, **changes: Any) -> Any:
+        """Send a picture and wait for the status of its frame, which is returned."""
+        stamp = send(**changes).header.stamp
+
+        def done() -> list:
+            return [s for s in status if s.state == s.STREAMING and s.header.stamp == stamp]
+
+        self.wait_until(done, f"status of image {stamp}")
+        return done()[0]
+
+    def picture(
+        self, width: int = 64, height: int = 48, frame_id: str = "camera", stamp_ns: int = 0
+    ) -> Image:
+        """A random rgb8 image; each is 0.1 s later than the one before."""
+        self._stamp_ns += 100_000_000
+        stamp_ns = stamp_ns or self._stamp_ns
+        message = Image(height=height, width=width, encoding="rgb8", step=3 * width)
+        message.header = Header(frame_id=frame_id)
+        message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp_ns, 10**9)
+        pixels = np.random.default_rng(stamp_ns).integers(0, 256, 3 * width * height, np.uint8)
+        message.data = byte_array(pixels)
+        return message
+
+
+def camera_info(width: int = 64, height: int = 48, focal: float = 60.0) -> CameraInfo:
+    """A pinhole camera."""
+    info = CameraInfo(width=width, height=height, distortion_model="plumb_bob", d=[0.0] * 5)
+    cx, cy = (width - 1) / 2, (height - 1) / 2
+    info.k = [focal, 0.0, cx, 0.0, focal, cy, 0.0, 0.0, 1.0]
+    info.p = [focal, 0.0, cx, 0.0, 0.0, focal, cy, 0.0, 0.0, 0.0, 1.0, 0.0]
+    return info
