@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rendered clips as training data: reading, choosing and batching.
+
+A clip is one uncompressed npz as `omnistream render` writes it: `rgb`, `depth`, `poses`
+(camera-to-world: translation, then quaternion x y z w), `intrinsics` (fx fy cx cy). What goes into
+a step is a pure function of the seed, the step number and the list of clips, so training that was
+killed goes on with exactly the batches it would have seen.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from omnistream_ros.model import PIXEL_MEAN, PIXEL_STD
+from omnistream_ros.stream.geometry import quaternion_to_matrix
+from omnistream_ros.training.augment import AugmentSettings, augment
+
+VALIDATION_PERIOD = 50  # clips whose number is a multiple of this are never trained on
+_CLIP_NAME = re.compile(r"clip_(\d+)\.npz")
+
+
+class ClipError(ValueError):
+    """A clip file that cannot be used; the message names the file and says what is wrong."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One moving camera: rgb (T, H, W, 3) uint8, depth (T, H, W) float32 metres (NaN unknown),
+    poses (T, 4, 4) float64 camera-to-world in optical axes, intrinsics (4,) float64 fx fy cx cy."""
+
+    rgb: NDArray[np.uint8]
+    depth: NDArray[np.float32]
+    poses: NDArray[np.float64]
+    intrinsics: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.rgb)
+
+    def frames(self, indices: NDArray[np.int64]) -> Clip:
+        """The clip made of these frames, in this order."""
+        return Clip(self.rgb[indices], self.depth[indices], self.poses[indices], self.intrinsics)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips of one length: pixels (B, T, 3, H, W) normalised, depth (B, T, H, W) metres with NaN
+    for unknown, poses (B, T, 4, 4) relative to the first frame, intrinsics (B, T, 4) in pixels."""
+
+    pixels: Tensor
+    depth: Tensor
+    poses: Tensor
+    intrinsics: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The batch by name, for saving."""
+        return {
+            "pixels": self.pixels,
+            "depth": self.depth,
+            "poses": self.poses,
+            "intrinsics": self.intrinsics,
+        }
+
+
+def read_clip(path: Path) -> Clip:
+    """Reads and checks one clip file; raises ClipError naming it when anything is off."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            rgb, depth, poses, intrinsics = (
+                arrays[key] for key in ("rgb", "depth", "poses", "intrinsics")
+            )
+    except KeyError as error:
+        raise ClipError(f"{path}: array missing: {error.args[0]}; render the clip again") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ClipError(f"{path}: not a readable clip ({error}); delete or render it") from error
+    frames = len(rgb) if rgb.ndim else 0
+    if rgb.dtype != np.uint8 or rgb.ndim != 4 or rgb.shape[3] != 3 or frames == 0:
+        raise ClipError(
+            f"{path}: rgb must be uint8 (T, H, W, 3) with T > 0, is {rgb.dtype} {rgb.shape}"
+        )
+    if depth.shape != rgb.shape[:3] or depth.dtype.kind != "f":
+        raise ClipError(
+            f"{path}: depth must be floating {rgb.shape[:3]}, is {depth.dtype} {depth.shape}"
+        )
+    if poses.shape != (frames, 7) or not np.isfinite(poses).all():
+        raise ClipError(f"{path}: poses must be finite ({frames}, 7), shape is {poses.shape}")
+    if not np.allclose(np.linalg.norm(poses[:, 3:], axis=1), 1, atol=1e-2):
+        raise ClipError(f"{path}: poses carry quaternions that are not of unit length")
+    if intrinsics.shape != (4,) or not np.isfinite(intrinsics).all() or (intrinsics[:2] <= 0).any():
+        raise ClipError(f"{path}: intrinsics must be fx fy cx cy with positive focal lengths")
+    matrices = np.tile(np.eye(4), (frames, 1, 1))
+    matrices[:, :3, :3] = quaternion_to_matrix(poses[:, 3:])
+    matrices[:, :3, 3] = poses[:, :3]
+    metres = depth.astype(np.float32)
+    metres[~(np.isfinite(metres) & (metres > 0))] = np.nan
+    if np.isnan(metres).all():
+        raise ClipError(f"{path}: not one pixel has a valid depth")
+    return Clip(rgb, metres, matrices, intrinsics.astype(np.float64))
+
+
+def find_clips(folder: Path) -> list[str]:
+    """Names of the clip files in `folder`, in the order of their numbers."""
+    if not folder.is_dir():
+        raise ClipError(f"no folder {folder}: render clips first (omnistream render --help)")
+    numbered = [
+        (int(m[1]), p.name) for p in folder.iterdir() if (m := _CLIP_NAME.fullmatch(p.name))
+    ]
+    return [name for _, name in sorted(numbered)]
+
+
+def is_validation(name: str) -> bool:
+    """Whether the clip belongs to the held-out set (decided by its number alone)."""
+    match = _CLIP_NAME.fullmatch(name)
+    return match is not None and int(match[1]) % VALIDATION_PERIOD == 0
+
+
+def collate(clips: list[Clip]) -> Batch:
+    """Stacks clips of equal length and size; poses become relative to each clip's first frame."""
+    rgb = np.stack([clip.rgb for clip in clips]).astype(np.float32)  # (B, T, H, W, 3)
+    mean, std = np.array(PIXEL_MEAN, np.float32), np.array(PIXEL_STD, np.float32)
+    pixels = (rgb / 255 - mean) / std
+    poses = np.stack([np.linalg.inv(clip.poses[0]) @ clip.poses for clip in clips])
+    intrinsics = np.stack([np.tile(clip.intrinsics, (len(clip), 1)) for clip in clips])
+    return Batch(
+        pixels=torch.from_numpy(pixels).permute(0, 1, 4, 2, 3),
+        depth=torch.from_numpy(np.stack([clip.depth for clip in clips])),
+        poses=torch.from_numpy(poses.astype(np.float32)),
+        intrinsics=torch.from_numpy(intrinsics.astype(np.float32)),
+    )
+
+
+class ClipSampler:
+    """Draws the batch of a step.
+
+    Every step holds about `frames_per_step` frames as clips of one length drawn from `lengths`:
+    many short clips show many rooms, some long ones teach the use of the past. `names` is the list
+    of training clips and part of the resumable state; it grows while rendering goes on.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        seed: int,
+        frames_per_step: int,
+        lengths: dict[int, float],
+        settings: AugmentSettings,
+    ) -> None:
+        self.folder = folder
+        self.seed = seed
+        self.frames_per_step = frames_per_step
+        self.lengths = np.array(sorted(lengths))
+        weights = np.array([lengths[int(length)] for length in self.lengths], np.float64)
+        if (
+            len(weights) == 0
+            or (self.lengths < 1).any()
+            or (weights < 0).any()
+            or not weights.sum()
+        ):
+            raise ValueError(f"clip lengths need positive sizes and weights, got {lengths}")
+        self.weights = weights / weights.sum()
+        self.settings = settings
+        self.names: list[str] = []
+        self.refused: dict[str, str] = {}
+
+    def refresh(self) -> None:
+        """Looks for clips rendered since the last call."""
+        self.names = [
+            name
+            for name in find_clips(self.folder)
+            if not is_validation(name) and name not in self.refused
+        ]
+        if not self.names:
+            raise ClipError(
+                f"no training clip in {self.folder}: render some first (omnistream render --help)"
+            )
+
+    def batch(self, step: int, size: tuple[int, int] | None = None) -> Batch:
+        """The batch of this step, at `size` (width, height) if one is given.
+
+        A clip that cannot be read is left out from then on.
+        """
+        rng = np.random.default_rng((self.seed, step))
+        length = int(rng.choice(self.lengths, p=self.weights))
+        count = max(1, self.frames_per_step // length)
+        return collate([self._draw(rng, length, size) for _ in range(count)])
+
+    def _draw(self, rng: np.random.Generator, length: int, size: tuple[int, int] | None) -> Clip:
+        while True:
+            name = self.names[int(rng.integers(len(self.names)))]
+            try:
+                clip = read_clip(self.folder / name)
+                if len(clip) < length:
+                    raise ClipError(f"{name}: {len(clip)} frames, {length} wanted")
+            except ClipError as error:
+                self.refused[name] = str(error)
+                self.names = [other for other in self.names if other != name]
+                if not self.names:
+                    raise ClipError(f"no readable clip is left; the last: {error}") from error
+                continue
+            chosen = clip.frames(choose_frames(rng, len(clip), length))
+            return augment(chosen, rng, self.settings, size)
+
+
+def choose_frames(rng: np.random.Generator, available: int, length: int) -> NDArray[np.int64]:
+    """A random run of `length` frames at a random stride, sometimes played backwards."""
+    most = (available - 1) // (length - 1) if length > 1 else 1
+    stride = int(rng.integers(1, min(most, 4) + 1))
+    start = int(rng.integers(available - (length - 1) * stride))
+    indices = start + stride * np.arange(length)
+    return indices[::-1].copy() if rng.random() < 0.5 else indices
+
+
+def validation_clips(folder: Path, *, limit: int, length: int) -> list[Clip]:
+    """The first `limit` held-out clips, cut to their first `length` frames, unaugmented."""
+    clips = []
+    for name in filter(is_validation, find_clips(folder)):
+        clip = read_clip(folder / name)
+        if len(clip) >= length:
+            clips.append(clip.frames(np.arange(length)))
+        if len(clips) == limit:
+            break
+    return clips

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The resumable state of a training run: one safetensors file, replaced atomically.
+
+It holds all that the next step depends on: weights, their moving average, both moments and the
+step count of AdamW for every parameter, and a JSON record with the step, the time spent, the list
+of clips in use and the best result so far. Random draws need none: they follow from seed and step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+class StateError(ValueError):
+    """A training state that cannot be read or does not fit; the message names the file."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands. `seconds` is time spent training, over all its pieces."""
+
+    seed: int
+    step: int = 0
+    frames: int = 0
+    seconds: float = 0.0
+    clips: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+
+
+def write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file so that a reader, or a kill, never meets half of one."""
+    temporary = path.with_name(path.name + ".part")
+    save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, metadata)
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _named(model: nn.Module, prefix: str) -> Iterable[tuple[str, Tensor]]:
+    return ((f"{prefix}/{name}", parameter) for name, parameter in model.named_parameters())
+
+
+def save_state(
+    path: Path,
+    progress: Progress,
+    model: nn.Module,
+    average: nn.Module,
+    optimiser: torch.optim.Optimizer,
+) -> None:
+    """Writes everything that the next step depends on."""
+    tensors = dict(_named(model, "weights")) | dict(_named(average, "average"))
+    for name, parameter in model.named_parameters():
+        for key, value in optimiser.state.get(parameter, {}).items():
+            tensors[f"optimiser.{key}/{name}"] = value
+    write_atomically(path, tensors, {"progress": json.dumps(asdict(progress))})
+
+
+def load_state(
+    path: Path, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer
+) -> Progress:
+    """Restores models and optimiser bit for bit; raises StateError when the file does not fit."""
+    try:
+        with safe_open(path, "pt") as file:
+            progress = Progress(**json.loads((file.metadata() or {})["progress"]))
+            stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise StateError(
+            f"{path}: not a training state ({error}); delete it to start anew"
+        ) from error
+    for prefix, module in (("weights", model), ("average", average)):
+        for key, parameter in _named(module, prefix):
+            value = stored.get(key)
+            if value is None or value.shape != parameter.shape:
+                raise StateError(
+                    f"{path}: {key} is missing or of another shape: the state belongs to another "
+                    "model; start in another --run folder"
+                )
+            parameter.data.copy_(value)
+    for name, parameter in model.named_parameters():
+        entries = {
+            key.removeprefix("optimiser.").removesuffix(f"/{name}"): value
+            for key, value in stored.items()
+            if key.startswith("optimiser.") and key.endswith(f"/{name}")
+        }
+        if entries:  # moments in the memory order of their parameter, as the optimiser makes them
+            optimiser.state[parameter] = {
+                key: torch.empty_like(parameter).copy_(value) if value.ndim else value
+                for key, value in entries.items()
+            }
+    return progress

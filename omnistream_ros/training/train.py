@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trainer behind `omnistream train`: from a pretrained trunk and a folder of clips to weights.
+
+AdamW with a slower trunk, warm-up, cosine decay over steps or over wall-clock, gradient clipping, a
+moving average of the weights (which is what is judged and exported) and bfloat16 where asked for.
+The run folder holds the state, the curve and the best weights so far; starting the same command
+again goes on from the last saved step.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor, nn
+
+from omnistream_ros.model import ModelConfig, OmniStream, Prediction, build_model
+from omnistream_ros.training.augment import AugmentSettings
+from omnistream_ros.training.curve import LossTable
+from omnistream_ros.training.data import Batch, Clip, ClipSampler, validation_clips
+from omnistream_ros.training.export import export_weights
+from omnistream_ros.training.held_out import HeldOutScore, score_clips
+from omnistream_ros.training.losses import LossWeights, total_loss
+from omnistream_ros.training.pretrained import load_pretrained_trunk
+from omnistream_ros.training.state import Progress, load_state, save_state, write_atomically
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or its gradient is NaN or infinite; step and batch were saved before stopping."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """One training run. Exactly one of `steps` and `minutes` says how long it is."""
+
+    clips: Path
+    run: Path
+    output: Path | None = None  # where the best weights also go; always in the run folder
+    steps: int | None = None
+    minutes: float | None = None  # of training time, over all pieces of a resumed run
+    seed: int = 0
+    pretrained: bool = True
+    frames_per_step: int = 16
+    lengths: dict[int, float] = field(
+        default_factory=lambda: {1: 0.1, 2: 0.35, 4: 0.3, 8: 0.15, 16: 0.1}
+    )
+    learning_rate: float = 8e-4
+    trunk_learning_rate: float = 2e-4
+    weight_decay: float = 0.02
+    warmup_steps: int = 100
+    gradient_norm: float = 1.0
+    average_decay: float = 0.999
+    # Stem and blocks up to stride 8 stay as they are: edges are edges, their large maps would be
+    # most of the backward pass, and matching descriptors, which read them, stay valid.
+    frozen_trunk_blocks: int = 5
+    coarse_size: tuple[int, int] | None = (128, 96)  # the first part of a run sees smaller images
+    coarse_fraction: float = 0.6
+    bfloat16: bool = False
+    ray_period: int = 4  # rays cost a second decoder; every n-th step pays for it
+    save_period: int = 100
+    judge_period: int = 250
+    validation_count: int = 12
+    weights: LossWeights = field(default_factory=LossWeights)
+    augmentation: AugmentSettings = field(default_factory=AugmentSettings)
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.minutes is None):
+            raise ValueError("give the length of the run either in steps or in minutes")
+        if (self.steps or self.minutes or 0) <= 0:
+            raise ValueError("the length of the run must be positive")
+
+
+def learning_rate_factor(step: int, warmup: int, fraction_done: float) -> float:
+    """Linear warm-up times a half cosine from 1 to 1 % at the end of the run."""
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, fraction_done)))
+    return min(1.0, (step + 1) / max(1, warmup)) * (0.01 + 0.99 * cosine)
+
+
+class Trainer:
+    """One run: builds or restores everything, then `run()` trains until done or stopped."""
+
+    def __init__(
+        self,
+        config: ModelConfig | str,
+        settings: TrainSettings,
+        *,
+        report: Callable[[str], None] = print,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings = settings
+        self.report = report
+        self.clock = clock
+        settings.run.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(settings.seed)
+        self.model: OmniStream = build_model(config)
+        if settings.pretrained:
+            load_pretrained_trunk(self.model)
+        self._freeze_early_trunk()
+        self.model.train()
+        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.optimiser = self._build_optimiser()
+        self.sampler = ClipSampler(
+            settings.clips,
+            seed=settings.seed,
+            frames_per_step=settings.frames_per_step,
+            lengths=settings.lengths,
+            settings=settings.augmentation,
+        )
+        self.state_path = settings.run / "state.safetensors"
+        self.progress = self._restore()
+        self.table = LossTable(settings.run, self.progress.step)
+        self.stop = threading.Event()
+
+    def _freeze_early_trunk(self) -> None:
+        """Takes the first part of a pretrained trunk out of the training."""
+        trunk = getattr(self.model.backbone.patch_embed, "trunk", None)
+        if trunk is not None and self.settings.pretrained and self.settings.frozen_trunk_blocks:
+            for module in (trunk.stem, *trunk.blocks[: self.settings.frozen_trunk_blocks]):
+                module.requires_grad_(False)
+
+    def _build_optimiser(self) -> torch.optim.AdamW:
+        """The trunk learns slowly; biases, norms, scales and tokens are not decayed."""
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            key = (".trunk." in name, parameter.ndim > 1 and "token" not in name)
+            groups.setdefault(key, []).append(parameter)
+        s = self.settings
+        return torch.optim.AdamW(
+            [
+                {
+                    "params": parameters,
+                    "base": s.trunk_learning_rate if trunk else s.learning_rate,
+                    "weight_decay": s.weight_decay if decayed else 0.0,
+                }
+                for (trunk, decayed), parameters in groups.items()
+            ],
+            lr=s.learning_rate,
+            betas=(0.9, 0.98),
+            foreach=True,
+        )
+
+    def _restore(self) -> Progress:
+        if not self.state_path.exists():
+            self.sampler.refresh()
+            return Progress(self.settings.seed, clips=list(self.sampler.names))
+        progress = load_state(self.state_path, self.model, self.average, self.optimiser)
+        if progress.seed != self.settings.seed:
+            raise ValueError(
+                f"{self.state_path} was started with seed {progress.seed}, not "
+                f"{self.settings.seed}: give the same seed or another --run folder"
+            )
+        self.sampler.names, self.sampler.refused = list(progress.clips), dict(progress.refused)
+        self.report(f"resuming at step {progress.step} of {self.state_path}")
+        return progress
+
+    def run(self) -> HeldOutScore | None:
+        """Trains to the end (or until `stop` is set) and returns the last held-out score."""
+        s, p = self.settings, self.progress
+        held_out = validation_clips(s.clips, limit=s.validation_count, length=16)
+        score, started, spoken = None, self.clock(), self.clock()
+        seconds_before, frames_before = p.seconds, p.frames
+        while self._fraction_done() < 1 and not self.stop.is_set():
+            coarse = self._fraction_done() < s.coarse_fraction
+            parts = self._step(self.sampler.batch(p.step, s.coarse_size if coarse else None))
+            p.step += 1
+            now = self.clock()
+            p.seconds = seconds_before + now - started
+            self.table.add(p.step, p.frames, p.seconds, parts)
+            if now - spoken > 15:
+                spoken = now
+                self._speak((p.frames - frames_before) / (now - started))
+            if p.step % s.save_period == 0:
+                self._save()
+            if p.step % s.judge_period == 0:
+                score = self._judge(held_out)
+        if p.step % s.judge_period or score is None:
+            score = self._judge(held_out)
+        self._save()
+        return score
+
+    def _fraction_done(self) -> float:
+        s, p = self.settings, self.progress
+        if s.steps is not None:
+            return p.step / s.steps
+        assert s.minutes is not None
+        return p.seconds / (60 * s.minutes)
+
+    def _step(self, batch: Batch) -> dict[str, float]:
+        s, p = self.settings, self.progress
+        factor = learning_rate_factor(p.step, s.warmup_steps, self._fraction_done())
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["base"] * factor
+        with torch.autocast("cpu", torch.bfloat16, enabled=s.bfloat16):
+            prediction: Prediction = self.model.forward_clip(
+                batch.pixels, rays=p.step % s.ray_period == 0
+            )
+        loss, parts = total_loss(prediction, batch, self.model.config.canonical_focal, s.weights)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), s.gradient_norm)
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            self._stop_at_non_finite(batch, loss, norm)
+        self.optimiser.step()
+        self._follow()
+        p.frames += batch.pixels.shape[0] * batch.pixels.shape[1]
+        values = {name: value.item() for name, value in parts.items()}
+        return {"loss": loss.item(), "gradient_norm": norm.item(), **values}
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Moves the average towards the weights; early on it follows closely."""
+        step = self.progress.step
+        decay = min(self.settings.average_decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(
+            list(self.average.parameters()), list(self.model.parameters()), 1 - decay
+        )
+
+    def _stop_at_non_finite(self, batch: Batch, loss: Tensor, norm: Tensor) -> None:
+        step = self.progress.step
+        path = self.settings.run / f"non-finite-step-{step:06d}.safetensors"
+        write_atomically(path, batch.tensors(), {"step": str(step), "loss": str(loss.item())})
+        raise NonFiniteLossError(
+            f"loss {loss.item()}, gradient norm {norm.item()} at step {step}; the batch is in "
+            f"{path}. {self.state_path} is of an earlier step and sound: start again to go on from "
+            "there, with a lower learning rate if it happens again"
+        )
+
+    def _speak(self, rate: float) -> None:
+        s, p = self.settings, self.progress
+        if s.minutes is not None:
+            remaining = 60 * s.minutes - p.seconds
+        else:
+            assert s.steps is not None
+            remaining = (s.steps - p.step) * s.frames_per_step / max(rate, 1e-6)
+        self.report(
+            f"step {p.step}  {self.table.recent()}  {rate:.1f} frames/s  "
+            f"{100 * self._fraction_done():.1f} %, {remaining / 60:.0f} min remaining"
+        )
+
+    def _judge(self, held_out: list[Clip]) -> HeldOutScore | None:
+        """Scores the averaged weights and keeps them when they are the best so far."""
+        self.table.draw()
+        if not held_out:
+            self.report("no held-out clip of 16 frames yet: weights are not judged")
+            return None
+        s, p = self.settings, self.progress
+        score = score_clips(self.average, held_out)
+        self.table.add_score(p.step, score)
+        best = p.best.get("abs_rel", math.inf)
+        mark = ""
+        if score.abs_rel < best:
+            p.best = {"step": p.step, **score.as_dict()}
+            for path in filter(None, (s.run / "best.safetensors", s.output)):
+                export_weights(path, self.average, self._record())
+            mark = "  (best so far)"
+        self.report(f"step {p.step}  held-out clips: {score}{mark}")
+        return score
+
+    def _record(self) -> dict[str, object]:
+        """What the model card says about the training."""
+        p, s = self.progress, self.settings
+        return {
+            "steps": p.step,
+            "frames": p.frames,
+            "hours": round(p.seconds / 3600, 2),
+            "seed": s.seed,
+            "clips": len(self.sampler.names),
+            "held_out": dict(p.best),
+        }
+
+    def _save(self) -> None:
+        """Writes the state, with the clips that were in use, then looks for new clips."""
+        self.progress.refused = dict(self.sampler.refused)
+        self.sampler.refresh()
+        self.progress.clips = list(self.sampler.names)
+        save_state(self.state_path, self.progress, self.model, self.average, self.optimiser)
+
+
+def train(config: ModelConfig | str, settings: TrainSettings) -> HeldOutScore | None:
+    """Runs one training to its end; SIGINT and SIGTERM end it after the current step, saved."""
+    trainer = Trainer(config, settings)
+
+    def ask_to_stop(number: int, frame: FrameType | None) -> None:
+        trainer.report(f"{signal.Signals(number).name}: saving after this step")
+        trainer.stop.set()
+
+    previous = {n: signal.signal(n, ask_to_stop) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return trainer.run()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
