@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         _declare_inspect,
         _declare_play,
         _declare_record,
+        _declare_train,
     ):
         declare(commands)
     return parser
@@ -286,6 +287,48 @@ def _run_record(options: argparse.Namespace) -> int:
     from omnistream_ros.nodes.recorder import record
 
     return record(Path(options.bag), options.topics, ["--ros-args", *options.ros_args])
+
+
+# --- train --------------------------------------------------------------------------------------
+
+
+def _declare_train(commands: Any) -> None:
+    command = _add(commands, "train", _run_train, "train a model on rendered clips, resumably")
+    command.add_argument("clips", type=Path, help="folder of clips (omnistream render)")
+    command.add_argument(
+        "--run", type=Path, required=True, help="folder of state, curve and best weights; goes on"
+    )
+    command.add_argument("--output", type=Path, help="also keep the best weights in this file")
+    command.add_argument("--model", default="omnistream-nano", help="default: %(default)s")
+    length = command.add_mutually_exclusive_group(required=True)
+    length.add_argument("--minutes", type=float, help="of training time, over all pieces")
+    length.add_argument("--steps", type=int)
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--threads", type=int, help="default: one for each core")
+    command.add_argument("--bfloat16", action="store_true", help="for machines fast in bfloat16")
+    command.add_argument(
+        "--no-pretrained", action="store_true", help="start the trunk from random weights"
+    )
+
+
+def _run_train(options: argparse.Namespace) -> None:
+    import torch
+
+    from omnistream_ros.training.train import TrainSettings, train
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    settings = TrainSettings(
+        clips=options.clips,
+        run=options.run,
+        output=options.output,
+        steps=options.steps,
+        minutes=options.minutes,
+        seed=options.seed,
+        pretrained=not options.no_pretrained,
+        bfloat16=options.bfloat16,
+    )
+    train(options.model, settings)
 
 
 def _add_ros_args(command: argparse.ArgumentParser) -> None:
