@@ -28,8 +28,8 @@ class BagReader:
         #: topic -> (type, message count)
         self.topics: dict[str, tuple[str, int]] = {}
         self.duration_ns = 0
-        suffixes = {file.suffix for file in ([path] if path.is_file() else path.iterdir())}
-        self.storage = "mcap" if ".mcap" in suffixes else "sqlite3"
+        names = [path.name] if path.is_file() else [file.name for file in path.iterdir()]
+        self.storage = "mcap" if any(".mcap" in name for name in names) else "sqlite3"
         starts, ends = [], []
         with self._open() as readers:
             for reader in readers:

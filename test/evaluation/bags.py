@@ -9,7 +9,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from rosbags.rosbag2 import CompressionMode, StoragePlugin, Writer
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 TYPES = get_typestore(Stores.LATEST)
@@ -174,12 +174,12 @@ def write_bag(
     storage: str = "mcap",
     compression: str | None = None,
 ) -> Path:
-    """Write a rosbag2 folder; ``compression`` is None, "message" or "storage" (mcap chunks)."""
+    """Write a rosbag2 folder; ``compression`` is None or a CompressionMode in small letters."""
     plugin = StoragePlugin.MCAP if storage == "mcap" else StoragePlugin.SQLITE3
     writer = Writer(path, version=9, storage_plugin=plugin)
     if compression is not None:
-        mode = {"message": CompressionMode.MESSAGE, "storage": CompressionMode.STORAGE}[compression]
-        writer.set_compression(mode, writer.CompressionFormat.ZSTD)
+        mode = CompressionMode[compression.upper()]
+        writer.set_compression(mode, CompressionFormat.ZSTD)
     with writer:
         connections: dict[str, Any] = {}
         for topic, received, content in entries:
