@@ -296,7 +296,11 @@ def _declare_train(commands: Any) -> None:
     command = _add(commands, "train", _run_train, "train a model on rendered clips, resumably")
     command.add_argument("clips", type=Path, help="folder of clips (omnistream render)")
     command.add_argument(
-        "--run", type=Path, required=True, help="folder of state, curve and best weights; goes on"
+        "--run",
+        dest="run_folder",
+        type=Path,
+        required=True,
+        help="folder of state, curve and best weights; the same one again goes on",
     )
     command.add_argument("--output", type=Path, help="also keep the best weights in this file")
     command.add_argument("--model", default="omnistream-nano", help="default: %(default)s")
@@ -320,7 +324,7 @@ def _run_train(options: argparse.Namespace) -> None:
         torch.set_num_threads(options.threads)
     settings = TrainSettings(
         clips=options.clips,
-        run=options.run,
+        run=options.run_folder,
         output=options.output,
         steps=options.steps,
         minutes=options.minutes,

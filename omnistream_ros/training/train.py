@@ -65,7 +65,7 @@ class TrainSettings:
     coarse_fraction: float = 0.6
     bfloat16: bool = False
     ray_period: int = 4  # rays cost a second decoder; every n-th step pays for it
-    save_period: int = 100
+    save_period: int = 50
     judge_period: int = 250
     validation_count: int = 12
     weights: LossWeights = field(default_factory=LossWeights)
