@@ -112,8 +112,9 @@ def _start(context: LaunchContext) -> list:
 
 def _shared_memory(context: LaunchContext) -> dict[str, str]:
     """The Fast DDS profile for images, unless the user has one; see config/fastdds.xml."""
-    names = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
-    if any(os.environ.get(name) for name in names):
+    # Jazzy knows the older name only, and later distributions warn of it.
+    old, new = "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"
+    if os.environ.get(old) or os.environ.get(new):
         return {}
-    profile = PathJoinSubstitution([_CONFIG, "fastdds.xml"]).perform(context)
-    return dict.fromkeys(names, profile)
+    name = old if os.environ.get("ROS_DISTRO") == "jazzy" else new
+    return {name: PathJoinSubstitution([_CONFIG, "fastdds.xml"]).perform(context)}
