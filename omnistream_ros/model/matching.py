@@ -8,7 +8,7 @@ softmax over the window gives the position (by its mean around the peak, finer t
 small network says from the shape of the softmax how far that can be trusted.
 
 Positions are in cells of the stride-4 grid (x, y), integer at cell centres: cell x is pixel
-4 x + 1.5. B batch, C channels, N = h*w cells row by row, K = window * window candidates.
+4 x + 1.5. B batch, C channels, N places, K = WINDOW * WINDOW candidates.
 """
 
 from __future__ import annotations
@@ -75,26 +75,27 @@ class MatchingHead(nn.Module):
         x = F.relu(self.mix(torch.cat((fine, coarse), dim=1)), inplace=True)
         return F.normalize(self.out(x).float(), dim=1)
 
-    def match(self, key: Tensor, current: Tensor, expected: Tensor) -> Matches:
-        """Look for each place of `key` in `current`, both (B, C, h, w) descriptors.
+    def match(self, places: Tensor, current: Tensor, expected: Tensor) -> Matches:
+        """Look for places of a keyframe in the current frame.
 
         Args:
+            places: (B, N, C) descriptors, all of a keyframe's (`flat_places`) or any choice.
+            current: (B, C, h, w) descriptors.
             expected: (B, N, 2) cells, where to look; non-finite or far outside: not searched.
         """
         height, width = current.shape[-2:]
         limit = float(WINDOW + max(height, width))
         expected = torch.nan_to_num(expected, nan=-limit).clamp(-limit, limit)
         corner = expected.round().long() - WINDOW // 2  # (B, N, 2)
-        offsets = _window(key.device)  # (K, 2)
+        offsets = _window(places.device)  # (K, 2)
         candidates = corner.unsqueeze(2) + offsets  # (B, N, K, 2)
-        x, y = candidates.unbind(-1)
-        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)  # (B, N, K)
+        x, y = candidates.unbind(-1)  # (B, N, K) each
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
         searched = inside.any(-1)
 
         # All pairs in one product, then the K of each row that matter: a product of this size is
         # much cheaper than collecting N*K descriptors.
-        places = key.flatten(2).transpose(1, 2)  # (B, N, C)
-        similarity = torch.bmm(places, current.flatten(2))  # (B, N, N)
+        similarity = torch.bmm(places, current.flatten(2))  # (B, N, h*w)
         index = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).long()
         similarity = similarity.gather(2, index)  # (B, N, K)
         score = (similarity * self.log_temperature.exp()).masked_fill(~inside, -torch.inf)
@@ -104,7 +105,7 @@ class MatchingHead(nn.Module):
 
         probability = log_probability.exp()
         best = probability.detach().argmax(-1, keepdim=True)  # (B, N, 1)
-        near = _near_peak(key.device)[best.squeeze(-1)]  # (B, N, K)
+        near = _near_peak(places.device)[best.squeeze(-1)]  # (B, N, K)
         mass = (probability * near).clamp_min(1e-12)
         total = mass.sum(-1, keepdim=True)  # (B, N, 1)
         middle = (mass @ offsets.to(mass.dtype)) / total  # (B, N, 2)
@@ -115,11 +116,16 @@ class MatchingHead(nn.Module):
         cues = torch.cat((places, total, entropy / 5.0, best_similarity, off_centre), dim=-1)
         return Matches(
             position=corner + middle,
-            confidence=self.trust(cues.detach()).squeeze(-1),
+            confidence=self.trust(cues.detach().to(self.out.weight.dtype)).squeeze(-1).float(),
             log_probability=log_probability,
             corner=corner,
             searched=searched,
         )
+
+
+def flat_places(descriptors: Tensor) -> Tensor:
+    """Descriptors (B, C, h, w) of a keyframe as places (B, N, C), row by row."""
+    return descriptors.flatten(2).transpose(1, 2)
 
 
 def cell_grid(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
