@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         _declare_play,
         _declare_record,
         _declare_train,
+        _declare_card,
     ):
         declare(commands)
     return parser
@@ -333,6 +334,23 @@ def _run_train(options: argparse.Namespace) -> None:
         bfloat16=options.bfloat16,
     )
     train(options.model, settings)
+
+
+# --- card ---------------------------------------------------------------------------------------
+
+
+def _declare_card(commands: Any) -> None:
+    command = _add(
+        commands, "card", _run_card, "measure weights on recordings and say so in their card"
+    )
+    command.add_argument("weights", type=Path, help="a .safetensors file; its card is rewritten")
+    command.add_argument("recordings", type=Path, nargs="+", metavar="RECORDING")
+
+
+def _run_card(options: argparse.Namespace) -> None:
+    from omnistream_ros.training.card import measure_into_card
+
+    measure_into_card(options.weights, options.recordings)
 
 
 def _add_ros_args(command: argparse.ArgumentParser) -> None:

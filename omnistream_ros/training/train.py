@@ -48,9 +48,9 @@ class TrainSettings:
     minutes: float | None = None  # of training time, over all pieces of a resumed run
     seed: int = 0
     pretrained: bool = True
-    frames_per_step: int = 16
+    frames_per_step: int = 8
     lengths: dict[int, float] = field(
-        default_factory=lambda: {1: 0.1, 2: 0.35, 4: 0.3, 8: 0.15, 16: 0.1}
+        default_factory=lambda: {1: 0.15, 2: 0.35, 4: 0.25, 8: 0.2, 16: 0.05}
     )
     learning_rate: float = 8e-4
     trunk_learning_rate: float = 2e-4
@@ -65,8 +65,8 @@ class TrainSettings:
     coarse_fraction: float = 0.6
     bfloat16: bool = False
     ray_period: int = 4  # rays cost a second decoder; every n-th step pays for it
-    save_period: int = 50
-    judge_period: int = 250
+    save_period: int = 100
+    judge_period: int = 300
     validation_count: int = 12
     weights: LossWeights = field(default_factory=LossWeights)
     augmentation: AugmentSettings = field(default_factory=AugmentSettings)
