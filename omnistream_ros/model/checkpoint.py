@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from omnistream_ros.model.config import NAMED_CONFIGS, ModelConfig
 from omnistream_ros.model.network import OmniStream, build_model
@@ -79,15 +79,13 @@ def load_model(
     tensors, metadata = read_tensors(file)
     if config_file is None:
         config, card = _read_metadata(file, metadata)
+        model = build_model(config, device="meta")
+        _fill(model, file, tensors)
     else:
         config = _read_released_config(config_file, file, tensors)
-        tensors = _backbone_tensors(file, tensors)
-        card = ModelCard(
-            name=config.name, licence="that of the checkpoint's publisher", storage_dtype="float32"
-        )
-    model = build_model(config, device="meta")
-    _check(file, model, tensors)
-    model.load_state_dict(tensors, assign=True)
+        card = ModelCard(name=config.name, licence="that of the checkpoint's publisher")
+        model = build_model(config, device="meta")
+        _fill(model.backbone, file, _drop_leftovers(file, tensors), RELEASED_PREFIX)
     model.to(device).lay_out()
     return model.set_compute_dtype(dtype).eval(), replace(card, sha256=_sha256(file))
 
@@ -200,10 +198,12 @@ def _read_released_config(config_file: Path, file: Path, tensors: dict[str, Tens
     blocks = [re.match(re.escape(RELEASED_PREFIX) + r"blocks\.(\d+)\.", name) for name in tensors]
     depth = 1 + max((int(match[1]) for match in blocks if match), default=-1)
 
-    def field_of(name: str, from_shapes: float) -> Any:
-        value = told.get(name, from_shapes)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise ModelError(f"{config_file}: {name} must be a positive number, got {value!r}")
+    def number(name: str, otherwise: float, kind: type[int] | type[float] = int) -> Any:
+        value = told.get(name, otherwise)
+        if isinstance(value, bool) or not isinstance(value, int | kind) or not value > 0:
+            raise ModelError(
+                f"{config_file}: {name} must be a positive {kind.__name__}, got {value!r}"
+            )
         return value
 
     for name, shape_says in (
@@ -211,7 +211,7 @@ def _read_released_config(config_file: Path, file: Path, tensors: dict[str, Tens
         ("video_aggregator_layer", depth),
         ("patch_size", patch_size),
     ):
-        if field_of(name, shape_says) != shape_says:
+        if number(name, shape_says) != shape_says:
             raise ModelError(
                 f"{config_file}: {name} is {told[name]}, but {file.name} has {shape_says}; "
                 "the two files do not belong together"
@@ -225,10 +225,10 @@ def _read_released_config(config_file: Path, file: Path, tensors: dict[str, Tens
             name="omnistream-l" if (width, depth) == (1024, 24) else file.parent.name,
             width=width,
             depth=depth,
-            heads=int(field_of("num_attention_heads", width // 64)),
+            heads=number("num_attention_heads", width // 64),
             taps=_spread_taps(depth),
             model_pixels=NAMED_CONFIGS["omnistream-l"].model_pixels,
-            mlp_ratio=float(field_of("mlp_ratio", 4.0)),
+            mlp_ratio=number("mlp_ratio", 4.0, float),
             patch_size=patch_size,
         )
     except ValueError as error:
@@ -242,42 +242,42 @@ def _spread_taps(depth: int) -> tuple[int, int, int, int]:
     return a, b, c, d
 
 
-def _backbone_tensors(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Released keys as our own; leftovers of training are dropped by name, and said once."""
-    kept, ignored = {}, []
-    for name, tensor in tensors.items():
-        if name.startswith(RELEASED_PREFIX):
-            kept["backbone." + name.removeprefix(RELEASED_PREFIX)] = tensor
-        elif TRAINING_LEFTOVERS.search(name):
-            ignored.append(name)
-        else:
-            raise ModelError(
-                f"{file}: unknown tensor {name}; neither part of the backbone ({RELEASED_PREFIX}*) "
-                "nor a known training head"
-            )
+def _drop_leftovers(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without what training left beside the backbone; ignored by name, and said once."""
+    ignored = [
+        name
+        for name in tensors
+        if not name.startswith(RELEASED_PREFIX) and TRAINING_LEFTOVERS.search(name)
+    ]
     if ignored:
         _log.warning(
             "%s: ignored %d tensors of training heads: %s", file, len(ignored), ", ".join(ignored)
         )
-    return kept
+    return {name: tensor for name, tensor in tensors.items() if name not in ignored}
 
 
-def _check(file: Path, model: OmniStream, tensors: dict[str, Tensor]) -> None:
-    """Every tensor present, known, of the right shape and finite; else a ModelError naming it."""
-    expected = model.state_dict()
-    for name, like in expected.items():
-        if name not in tensors:
-            raise ModelError(f"{file}: tensor {name} is missing")
-        if tensors[name].shape != like.shape:
-            raise ModelError(
-                f"{file}: tensor {name} has shape {tuple(tensors[name].shape)}, "
-                f"expected {tuple(like.shape)}"
-            )
-        if not tensors[name].is_floating_point() or not tensors[name].isfinite().all():
-            raise ModelError(f"{file}: tensor {name} holds values that are not finite numbers")
+def _fill(module: nn.Module, file: Path, tensors: dict[str, Tensor], prefix: str = "") -> None:
+    """Give a module on the meta device its weights, if they are all there and all right.
+
+    Raises:
+        ModelError: a tensor missing, unknown, of a wrong shape or not finite; names it as the file.
+    """
+    expected = {prefix + name: like.shape for name, like in module.state_dict().items()}
     for name in tensors:
         if name not in expected:
             raise ModelError(f"{file}: unknown tensor {name}")
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise ModelError(f"{file}: tensor {name} is missing")
+        if tensors[name].shape != shape:
+            raise ModelError(
+                f"{file}: tensor {name} has shape {tuple(tensors[name].shape)}, "
+                f"expected {tuple(shape)}"
+            )
+        if not tensors[name].is_floating_point() or not tensors[name].isfinite().all():
+            raise ModelError(f"{file}: tensor {name} holds values that are not finite numbers")
+    state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    module.load_state_dict(state, assign=True)
 
 
 def _sha256(file: Path) -> str:

@@ -124,15 +124,16 @@ class DualDPT(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
+        # Not with normal_: on the meta device, where loading starts, it costs an import of seconds.
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
         for level in (*self.depth_chain.levels, *self.ray_chain.levels):
             nn.init.zeros_(level.conv2.weight)  # chains begin as plain sums
         for out in (self.depth_out, self.ray_out):
-            nn.init.normal_(out.weight, std=0.01)
+            nn.init.trunc_normal_(out.weight, std=0.01)
         assert self.depth_out.bias is not None
         assert self.ray_out.bias is not None
         with torch.no_grad():
@@ -195,9 +196,9 @@ class CameraHead(nn.Module):
         self.fc2 = nn.Linear(D, D)
         self.out = nn.Linear(D, 9)
         for layer in (self.fc1, self.fc2):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
-        nn.init.normal_(self.out.weight, std=0.01)
+        nn.init.trunc_normal_(self.out.weight, std=0.01)
         with torch.no_grad():
             # Nowhere, unturned, with a lens of about 60 degrees.
             self.out.bias.copy_(torch.tensor([0.0, 0, 0, 0, 0, 0, 1, -0.7, -0.7]))

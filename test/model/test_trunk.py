@@ -57,7 +57,7 @@ def published_weights() -> dict[str, torch.Tensor]:
 
 
 def published_network(w: dict[str, torch.Tensor], rgb: torch.Tensor) -> dict[int, torch.Tensor]:
-    """Features by stride from rgb in [0, 1]; the border lies outside as our normalised zero does."""
+    """Features by stride from rgb in [0, 1]; outside lies the mean colour."""
 
     def normed(x: torch.Tensor, name: str) -> torch.Tensor:
         mean, var = w[f"{name}.running_mean"], w[f"{name}.running_var"]
@@ -107,7 +107,7 @@ def test_folding_changes_nothing():
 def test_a_published_file_that_lacks_a_tensor():
     published = published_weights()
     del published["_blocks.7._bn1.running_var"]
-    with pytest.raises(KeyError, match="_blocks.7._bn1.running_var"):
+    with pytest.raises(KeyError, match=r"_blocks\.7\._bn1\.running_var"):
         fold_efficientnet_lite0(published)
 
 
