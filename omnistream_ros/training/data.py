@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,8 +70,12 @@ class Batch:
         }
 
 
-def read_clip(path: Path) -> Clip:
-    """Reads and checks one clip file; raises ClipError naming it when anything is off."""
+def read_clip(path: Path, choose: Callable[[int], NDArray[np.int64]] | None = None) -> Clip:
+    """Reads and checks one clip file; raises ClipError naming it when anything is off.
+
+    `choose` maps the number of frames in the file to the indices wanted; the others are not even
+    converted, which is most of the cost of a short clip out of a long file.
+    """
     try:
         with np.load(path, allow_pickle=False) as arrays:
             rgb, depth, poses, intrinsics = (
@@ -95,7 +100,10 @@ def read_clip(path: Path) -> Clip:
         raise ClipError(f"{path}: poses carry quaternions that are not of unit length")
     if intrinsics.shape != (4,) or not np.isfinite(intrinsics).all() or (intrinsics[:2] <= 0).any():
         raise ClipError(f"{path}: intrinsics must be fx fy cx cy with positive focal lengths")
-    matrices = np.tile(np.eye(4), (frames, 1, 1))
+    if choose is not None:
+        wanted = choose(frames)
+        rgb, depth, poses = rgb[wanted], depth[wanted], poses[wanted]
+    matrices = np.tile(np.eye(4), (len(rgb), 1, 1))
     matrices[:, :3, :3] = quaternion_to_matrix(poses[:, 3:])
     matrices[:, :3, 3] = poses[:, :3]
     metres = depth.astype(np.float32)
@@ -196,21 +204,25 @@ class ClipSampler:
         while True:
             name = self.names[int(rng.integers(len(self.names)))]
             try:
-                clip = read_clip(self.folder / name)
-                if len(clip) < length:
-                    raise ClipError(f"{name}: {len(clip)} frames, {length} wanted")
+                clip = read_clip(
+                    self.folder / name, lambda available: choose_frames(rng, available, length)
+                )
             except ClipError as error:
                 self.refused[name] = str(error)
                 self.names = [other for other in self.names if other != name]
                 if not self.names:
                     raise ClipError(f"no readable clip is left; the last: {error}") from error
                 continue
-            chosen = clip.frames(choose_frames(rng, len(clip), length))
-            return augment(chosen, rng, self.settings, size)
+            return augment(clip, rng, self.settings, size)
 
 
 def choose_frames(rng: np.random.Generator, available: int, length: int) -> NDArray[np.int64]:
-    """A random run of `length` frames at a random stride, sometimes played backwards."""
+    """A random run of `length` frames at a random stride, sometimes played backwards.
+
+    Raises ClipError when there are fewer than `length`.
+    """
+    if available < length:
+        raise ClipError(f"a clip of {available} frames where {length} are wanted")
     most = (available - 1) // (length - 1) if length > 1 else 1
     stride = int(rng.integers(1, min(most, 4) + 1))
     start = int(rng.integers(available - (length - 1) * stride))

@@ -72,7 +72,7 @@ def scale_invariant_l1(residual: Tensor, valid: Tensor) -> Tensor:
 
 
 def gradient_matching(residual: Tensor, valid: Tensor, scales: int = 4) -> Tensor:
-    """Sum over `scales` of the mean absolute image gradient of the residual (B, T, H, W).
+    """Mean over `scales` of the mean absolute image gradient of the residual (B, T, H, W).
 
     MegaDepth (Li and Snavely, CVPR 2018) and MiDaS (Ranftl et al., PAMI 2020): depth edges and
     surface slopes must agree at 1, 2, 4, ... pixels. A difference counts where both ends are known.
@@ -85,7 +85,7 @@ def gradient_matching(residual: Tensor, valid: Tensor, scales: int = 4) -> Tenso
         total = total + masked_mean(
             (r[..., 1:, :] - r[..., :-1, :]).abs(), v[..., 1:, :] & v[..., :-1, :]
         )
-    return total
+    return total / scales
 
 
 def confidence_loss(error: Tensor, confidence: Tensor, valid: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def test_gradient_matching_matches_plain_loops() -> None:
                 for x in columns
                 if y + dy < 9 and x + dx < 11 and v[t, y, x] and v[t, y + dy, x + dx]
             ]
-            expected += sum(found) / len(found)
+            expected += sum(found) / len(found) / 2
     assert gradient_matching(residual, valid, scales=2).item() == pytest.approx(expected, rel=1e-12)
 
 
