@@ -197,7 +197,7 @@ def exact_scale_shift(blocks: Blocks) -> DepthAlignment:
         if norm == 0.0:
             break
         polygon = _cut(polygon, centre, gradient / norm)
-        if len(polygon) < 3 or np.ptp(polygon, axis=0).max() < _PRECISION * reach:
+        if len(polygon) < 3 or np.ptp(polygon, axis=0).max() < 1e-8 * reach:
             break
     scale = float(best[0] / deviation)
     return DepthAlignment(scale, float(best[1] - scale * mean))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from typing import IO
 
 import cv2
 import numpy as np
@@ -27,8 +28,9 @@ class DepthPairs:
     """Valid pixels of a sequence: iterate to get (prediction, truth) of each frame."""
 
     def __init__(self, memory_bytes: int = MEMORY_BYTES) -> None:
-        # Closed by close() or when collected; its life is that of this object, not of a block.
-        self._file = tempfile.SpooledTemporaryFile(max_size=memory_bytes)  # noqa: SIM115
+        self._memory_left = memory_bytes
+        self._blocks: list[np.ndarray] = []  # (2, n) float64 each, until memory is used up
+        self._file: IO[bytes] | None = None  # from then on all of them, as float32
         self.stamps_ns: list[int] = []
         self.counts: list[int] = []
         self.valid_truth = 0
@@ -52,10 +54,22 @@ class DepthPairs:
         self.valid_truth += int(valid.sum())
         valid &= np.isfinite(resized)
         block = np.stack([resized[valid], truth[valid]]).astype(np.float32)
-        self._file.seek(0, 2)
-        self._file.write(block.tobytes())
+        self._store(block)
         self.stamps_ns.append(stamp_ns)
         self.counts.append(block.shape[1])
+
+    def _store(self, block: np.ndarray) -> None:
+        self._memory_left -= 2 * block.nbytes
+        if self._file is None and self._memory_left >= 0:
+            self._blocks.append(block.astype(np.float64))
+            return
+        if self._file is None:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115  (close() closes it)
+            for earlier in self._blocks:
+                self._file.write(earlier.astype(np.float32).tobytes())
+            self._blocks.clear()
+        self._file.seek(0, 2)
+        self._file.write(block.tobytes())
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -67,6 +81,10 @@ class DepthPairs:
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(prediction, truth) of each frame in the order of adding, (n,) float64 each."""
+        if self._file is None:
+            for block in self._blocks:
+                yield block[0], block[1]
+            return
         offset = 0
         for count in self.counts:
             self._file.seek(offset)
@@ -76,8 +94,10 @@ class DepthPairs:
             yield block[0], block[1]
 
     def close(self) -> None:
-        """Give back the memory or the file."""
-        self._file.close()
+        """Give back the memory and the file."""
+        self._blocks.clear()
+        if self._file is not None:
+            self._file.close()
 
 
 def resize_prediction(prediction: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -167,6 +167,7 @@ def pose_metrics(
     truth: Trajectory,
     *,
     frames: int | None = None,
+    tracked: int | None = None,
     alignment: Alignment = "sim3",
     tolerance_ns: int = POSE_TOLERANCE_NS,
     delta: int = 1,
@@ -175,6 +176,7 @@ def pose_metrics(
 
     Args:
         frames: how many images the recording has; by default every true pose stands for one.
+        tracked: in how many of them the camera was followed; by default all that have a pose.
         alignment: ``sim3`` for the protocol of MonST3R and CUT3R, ``se3`` to measure metres as they
             were estimated, ``none`` to compare in the same world.
         delta: frames between the poses of an RPE pair.
@@ -191,7 +193,9 @@ def pose_metrics(
     return PoseMetrics(
         alignment=alignment,
         matched=len(matched),
-        tracked_percent=100.0 * len(estimate) / (frames if frames else len(truth)),
+        tracked_percent=100.0
+        * (len(estimate) if tracked is None else tracked)
+        / (len(truth) if frames is None else frames),
         ate_m=rms(absolute_errors(aligned, true)),
         rpe_m=rms(translation),
         rpe_deg=rms(rotation),

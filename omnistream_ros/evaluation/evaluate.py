@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``omnistream evaluate``: many recordings, one after the other or in several processes."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import multiprocessing
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from omnistream_ros.evaluation.predictors import FilePredictor, ModelPredictor, Predictor
+from omnistream_ros.evaluation.protocols import PROTOCOLS, FrameRange
+from omnistream_ros.evaluation.recordings import RecordingError, Selection, open_recording
+from omnistream_ros.evaluation.replay import Scoring, SequenceResult, replay
+
+#: (recording, frames done, total if known)
+Progress = Callable[[str, int, "int | None"], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is evaluated and how; the same options give the same numbers.
+
+    Attributes:
+        model, device, sink, window: see `ModelPredictor`.
+        predictions: folder of predictions to score instead of a model; one subfolder per recording,
+            or itself.
+        predictions_per_metre: steps to a metre of 16-bit PNG predictions.
+        threads: CPU threads of the model in each process. One by default, because the last digits
+            of
+            a sum depend on it: the numbers are then the same with any number of processes.
+        selection: topics and layout of the recordings.
+        frames: which frames; overrides those of the protocol.
+        protocol: name in `PROTOCOLS`.
+        per_frame: one depth alignment per frame.
+    """
+
+    model: str = "omnistream-nano"
+    device: str = "auto"
+    sink: int = 1
+    window: int = 16
+    predictions: Path | None = None
+    predictions_per_metre: float = 1000.0
+    threads: int = 1
+    selection: Selection = dataclasses.field(default_factory=Selection)
+    frames: FrameRange | None = None
+    protocol: str | None = None
+    per_frame: bool = False
+
+    def __post_init__(self) -> None:
+        if self.protocol is not None and self.protocol not in PROTOCOLS:
+            raise ValueError(
+                f"unknown protocol {self.protocol!r}; known: {', '.join(sorted(PROTOCOLS))}"
+            )
+        if self.threads < 1:
+            raise ValueError(f"threads must be at least 1, got {self.threads}")
+
+    def scoring(self) -> Scoring:
+        """How every sequence is measured."""
+        scoring = Scoring(per_frame=self.per_frame)
+        if self.protocol is not None:
+            protocol = PROTOCOLS[self.protocol]
+            scoring = dataclasses.replace(
+                scoring,
+                frames=protocol.frames,
+                depth_limits=protocol.depth_limits,
+                depth_clip=protocol.depth_clip,
+            )
+        if self.frames is not None:
+            scoring = dataclasses.replace(scoring, frames=self.frames)
+        return scoring
+
+
+def evaluate_one(
+    path: Path,
+    options: Options,
+    progress: Callable[[int, int | None], None] = lambda done, total: None,
+) -> SequenceResult:
+    """Evaluate one recording; what is wrong with it becomes a failed result.
+
+    Raises:
+        ModelError: the model cannot be used, which no other recording would change.
+    """
+    try:
+        recording = open_recording(path, options.selection)
+        predictor = _predictor(options, recording.name)
+    except RecordingError as error:
+        return SequenceResult(path.resolve().name, str(path), "failed", error=str(error))
+    return replay(recording, predictor, options.scoring(), progress)
+
+
+def _predictor(options: Options, name: str) -> Predictor:
+    if options.predictions is not None:
+        own = options.predictions / name
+        folder = own if own.is_dir() else options.predictions
+        return FilePredictor(folder, options.predictions_per_metre)
+    import torch
+
+    torch.set_num_threads(options.threads)
+    return ModelPredictor(
+        options.model, device=options.device, sink=options.sink, window=options.window
+    )
+
+
+def evaluate(
+    paths: Sequence[Path], options: Options, jobs: int, progress: Progress
+) -> Iterator[SequenceResult]:
+    """Evaluate recordings, and yield each result when it is there, in the order given.
+
+    After Ctrl-C the recordings in work are measured as far as they came, and the ones not begun are
+    reported as failed.
+
+    Args:
+        jobs: processes; with one, everything happens in this one.
+    """
+    if jobs > 1 and len(paths) > 1:
+        yield from _in_processes(paths, options, min(jobs, len(paths)), progress)
+        return
+    interrupted = False
+    for path in paths:
+        if interrupted:
+            yield not_begun(path)
+            continue
+        result = evaluate_one(path, options, functools.partial(progress, path.name))
+        interrupted = result.status == "partial"
+        yield result
+
+
+def not_begun(path: Path) -> SequenceResult:
+    """The result of a recording that Ctrl-C came before."""
+    return SequenceResult(
+        path.resolve().name, str(path), "failed", error="interrupted before it began"
+    )
+
+
+def _in_processes(
+    paths: Sequence[Path], options: Options, jobs: int, progress: Progress
+) -> Iterator[SequenceResult]:
+    # Fresh processes: a forked one would inherit the locks of torch's threads.
+    context = multiprocessing.get_context("spawn")
+    queue = context.Manager().Queue()
+    stop = context.Manager().Event()
+    pool = concurrent.futures.ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=_ignore_interrupt
+    )
+    with pool:
+        futures = [pool.submit(_work, path, options, queue, stop) for path in paths]
+        for future in futures:
+            while True:
+                try:
+                    while not queue.empty():
+                        progress(*queue.get())
+                    result = future.result(timeout=0.1)
+                    break
+                except concurrent.futures.TimeoutError:
+                    continue
+                except KeyboardInterrupt:
+                    stop.set()
+            yield result
+    while not queue.empty():
+        progress(*queue.get())
+
+
+def _ignore_interrupt() -> None:
+    """Ctrl-C reaches all processes of a terminal; only the first one acts on it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _work(path: Path, options: Options, queue, stop) -> SequenceResult:  # type: ignore[no-untyped-def]
+    """One recording in a process of its own."""
+    if stop.is_set():
+        return not_begun(path)
+
+    def report(done: int, total: int | None) -> None:
+        if done % 8 == 0 or done == total:
+            queue.put((path.name, done, total))
+            if stop.is_set():
+                raise KeyboardInterrupt
+
+    return evaluate_one(path, options, report)
+
+
+class ProgressBar:
+    """One line on the terminal: what is in work, how fast, how much longer."""
+
+    def __init__(self, recordings: int) -> None:
+        self._recordings = recordings
+        self._begin = time.monotonic()
+        self._done: dict[str, tuple[int, int | None]] = {}
+        self._shown = 0.0
+
+    def __call__(self, name: str, done: int, total: int | None) -> None:
+        """Show that ``done`` frames of a recording are through."""
+        self._done[name] = (done, total)
+        now = time.monotonic()
+        if now - self._shown < 0.2 or not sys.stderr.isatty():
+            return
+        self._shown = now
+        frames = sum(count for count, _ in self._done.values())
+        rate = frames / max(now - self._begin, 1e-9)
+        known = [size for _, size in self._done.values() if size is not None]
+        text = f"{name}: {done}" + (f" of {total}" if total else "") + f"  {rate:.1f} frames/s"
+        if len(known) == self._recordings:
+            text += f"  {max(sum(known) - frames, 0) / max(rate, 1e-9):.0f} s left"
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        """Clear the line."""
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
