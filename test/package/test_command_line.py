@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`omnistream`: exit statuses, and errors as one line that a user can act on."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from source_imports import ROOT
+
+from omnistream_ros import cli
+from omnistream_ros.model import ModelError
+
+
+def _run_raising(monkeypatch: pytest.MonkeyPatch, function) -> int:
+    """Exit status of the command line with one command, which calls `function`."""
+    parser = argparse.ArgumentParser()
+    parser.set_defaults(run=lambda _: function(), traceback=False, command="try")
+    monkeypatch.setattr(cli, "_parser", lambda: parser)
+    return cli.main([])
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+def _own_value_error() -> None:
+    """A ValueError raised by a module of the package."""
+    from omnistream_ros.stream.frame import Frame
+
+    Frame(image=np.zeros((0, 4, 3), np.uint8), stamp_ns=0)
+
+
+@pytest.mark.parametrize(
+    ("function", "line"),
+    [
+        (lambda: _raise(ModelError("weights.safetensors: key\n is  missing")), "key is missing"),
+        (lambda: _raise(FileNotFoundError(2, "No such file", "/x.bag")), "/x.bag: No such file"),
+        (lambda: _raise(ModuleNotFoundError("no", name="moderngl")), "needs the Python package"),
+        (_own_value_error, "image"),
+    ],
+)
+def test_known_errors_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], function, line: str
+) -> None:
+    assert _run_raising(monkeypatch, function) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("omnistream try: ")
+    assert line in captured.err
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda: np.zeros(3).reshape(2),  # a ValueError, but numpy's: a bug
+        lambda: _raise(KeyError("x")),
+        lambda: _raise(ModuleNotFoundError("no", name="omnistream_ros.nothing")),
+    ],
+)
+def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, function) -> None:
+    with pytest.raises((ValueError, KeyError, ModuleNotFoundError)):
+        _run_raising(monkeypatch, function)
+
+
+def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _run_raising(monkeypatch, lambda: _raise(KeyboardInterrupt())) == 130
+
+
+def _omnistream(*words: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "omnistream_ros.cli", *words],
+        cwd=ROOT,
+        text=True,
+        check=False,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
+    )
+
+
+def test_help_needs_no_heavy_import() -> None:
+    program = (
+        "import sys; from omnistream_ros import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: print(sorted({'torch', 'numpy', 'cv2'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "verify" in done.stdout
+
+
+def test_without_a_command_the_usage_is_shown() -> None:
+    done = _omnistream()
+    assert done.returncode == 2
+    assert "usage: omnistream" in done.stderr
+
+
+def test_missing_model_ends_with_one_line(tmp_path: Path) -> None:
+    done = _omnistream("info", str(tmp_path / "nothing"))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "nothing" in done.stderr
+
+
+def test_reader_that_has_gone_is_no_error(golden: Path) -> None:
+    """`omnistream info DIR | head -0`: no traceback, the status of a broken pipe."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = _omnistream("info", str(golden), stdout=writer)
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode == 141
+
+
+@pytest.fixture
+def golden(shared: Path) -> Path:
+    folder = shared / "golden" / "official_tiny"
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder}")
+    return folder
