@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Changes to a clip that keep its geometry true.
 
-Two kinds. Geometric: zooming into a window and mirroring; images, depth, intrinsics and poses
-change together, so that every pixel still back-projects to the point it shows. Photometric: what
-real cameras do and the renderer does not: exposure, white balance, gamma, vignetting, blur, low
-resolution, noise, JPEG. The network learns to ignore all of it.
+Two kinds. Geometric: zooming into a window, rolling and mirroring; images, depth, intrinsics and
+poses change together, so that every pixel still back-projects to the point it shows. Photometric:
+what real cameras do and the renderer does not: exposure, white balance, gamma, vignetting, blur,
+low resolution, noise, JPEG. The network learns to ignore all of it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class AugmentSettings:
 
     largest_zoom: float = 1.7
     zoom_probability: float = 0.6
+    roll_probability: float = 0.25
+    largest_roll: float = 25.0  # degrees
     mirror_probability: float = 0.5
     photometric: bool = True
 
@@ -83,6 +85,35 @@ def mirror(clip: Clip) -> Clip:
     )
 
 
+def roll(clip: Clip, degrees: float) -> Clip:
+    """Turns the camera about its optical axis; the image is enlarged until no corner is empty.
+
+    Exact for square pixels (fx = fy): rays turn with the image, depth stays.
+    """
+    height, width = clip.rgb.shape[1:3]
+    fx, fy, cx, cy = clip.intrinsics
+    if abs(fx / fy - 1) > 1e-3:
+        raise ValueError(f"roll needs square pixels, the clip has fx {fx:.2f} and fy {fy:.2f}")
+    angle = np.radians(degrees)
+    cos, sin = np.cos(angle), np.sin(angle)
+    scale = cos + abs(sin) * max(width / height, height / width)
+    turn = np.array([[cos, -sin], [sin, cos]])
+    centre = np.array([width - 1, height - 1]) / 2
+    # new = scale * turn * (old - centre) + centre
+    matrix = np.column_stack([scale * turn, centre - scale * turn @ centre])
+    size = (width, height)
+    rgb = [cv2.warpAffine(i, matrix, size, borderMode=cv2.BORDER_REPLICATE) for i in clip.rgb]
+    depth = [
+        cv2.warpAffine(d, matrix, size, flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
+        for d in clip.depth
+    ]
+    new_cx, new_cy = matrix @ [cx, cy, 1]
+    old_from_new = np.eye(4)
+    old_from_new[:2, :2] = turn.T
+    intrinsics = np.array([scale * fx, scale * fy, new_cx, new_cy])
+    return type(clip)(np.stack(rgb), np.stack(depth), clip.poses @ old_from_new, intrinsics)
+
+
 def augment(
     clip: Clip,
     rng: np.random.Generator,
@@ -96,7 +127,10 @@ def augment(
     height, width = clip.rgb.shape[1:3]
     size = size or (width, height)
     window = (0, 0, width, height)
-    if rng.random() < settings.zoom_probability:
+    # Rolling enlarges already; zooming as well would leave a keyhole.
+    if rng.random() < settings.roll_probability:
+        clip = roll(clip, float(rng.uniform(-1, 1)) * settings.largest_roll)
+    elif rng.random() < settings.zoom_probability:
         window = _random_window(rng, width, height, settings)
     if window != (0, 0, width, height) or size != (width, height):
         clip = zoom(clip, window, size)

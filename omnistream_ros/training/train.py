@@ -256,10 +256,12 @@ class Trainer:
         s, p = self.settings, self.progress
         score = score_clips(self.average, held_out)
         self.table.add_score(p.step, score)
-        best = p.best.get("abs_rel", math.inf)
+        # Rendering may have added held-out clips since: only like is compared with like.
+        comparable = p.best.get("clips") == len(held_out)
+        best = p.best["abs_rel"] if comparable else math.inf
         mark = ""
         if score.abs_rel < best:
-            p.best = {"step": p.step, **score.as_dict()}
+            p.best = {"step": p.step, "clips": len(held_out), **score.as_dict()}
             for path in filter(None, (s.run / "best.safetensors", s.output)):
                 export_weights(path, self.average, self._record())
             mark = "  (best so far)"

@@ -11,7 +11,7 @@ import torch
 from scipy.ndimage import map_coordinates
 from tiny_clips import plane_clip, write_clip
 
-from omnistream_ros.training.augment import AugmentSettings, augment, mirror, zoom
+from omnistream_ros.training.augment import AugmentSettings, augment, mirror, roll, zoom
 from omnistream_ros.training.data import (
     Clip,
     ClipError,
@@ -115,13 +115,14 @@ def _reprojection_error(clip: Clip) -> tuple[float, float]:
     return float(colour), float(np.abs(depth / seen[inside, 2] - 1).mean())
 
 
+@pytest.mark.parametrize("rolled", [0.0, 1.0])
 @pytest.mark.parametrize("size", [None, (40, 32)])
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_augmented_frames_still_show_the_same_points(
-    seed: int, size: tuple[int, int] | None
+    seed: int, size: tuple[int, int] | None, rolled: float
 ) -> None:
     clip = plane_clip(seed=seed, frames=8)
-    settings = AugmentSettings(zoom_probability=1, photometric=False)
+    settings = AugmentSettings(zoom_probability=1, roll_probability=rolled, photometric=False)
     changed = augment(clip, np.random.default_rng(seed), settings, size)
     assert changed.rgb.shape[1:3] == (clip.rgb.shape[1:3] if size is None else size[::-1])
     colour, depth = _reprojection_error(changed)
@@ -159,6 +160,34 @@ def test_window_outside_the_image_is_refused(window: tuple[int, int, int, int]) 
         zoom(plane_clip(seed=3, frames=1), window, (64, 48))
 
 
+@pytest.mark.parametrize("degrees", [-25.0, 3.0, 20.0])
+def test_roll_moves_pixels_along_with_their_rays(degrees: float) -> None:
+    """The texture is a function of the world point: both clips must agree on it."""
+    clip = plane_clip(seed=6, frames=2)
+    rolled = roll(clip, degrees)
+    fx, fy, cx, cy = rolled.intrinsics
+    v, u = (a.ravel() for a in np.mgrid[0:48:3, 0:64:3])
+    z = rolled.depth[1, v, u].astype(np.float64)
+    points = np.stack([(u - cx) / fx * z, (v - cy) / fy * z, z, np.ones_like(z)], -1)
+    old = points @ rolled.poses[1].T @ np.linalg.inv(clip.poses[1]).T
+    fx, fy, cx, cy = clip.intrinsics
+    column, row = fx * old[:, 0] / old[:, 2] + cx, fy * old[:, 1] / old[:, 2] + cy
+    assert -0.5 <= column.min() < column.max() <= 63.5
+    assert -0.5 <= row.min() < row.max() <= 47.5
+    for channel in range(3):
+        before = map_coordinates(clip.rgb[1, ..., channel], [row, column], order=1, mode="nearest")
+        after = rolled.rgb[1, v, u, channel].astype(np.float64)
+        assert np.abs(before - after).mean() < 4
+    np.testing.assert_allclose(rolled.poses[:, :3, 3], clip.poses[:, :3, 3])
+
+
+def test_roll_refuses_oblong_pixels() -> None:
+    clip = plane_clip(seed=6, frames=1)
+    oblong = Clip(clip.rgb, clip.depth, clip.poses, clip.intrinsics * [1, 1.1, 1, 1])
+    with pytest.raises(ValueError, match="square pixels"):
+        roll(oblong, 5.0)
+
+
 def test_mirror_twice_is_the_original() -> None:
     clip = plane_clip(seed=4, frames=3)
     twice = mirror(mirror(clip))
@@ -170,7 +199,7 @@ def test_mirror_twice_is_the_original() -> None:
 
 def test_photometric_changes_touch_the_image_only_and_repeat() -> None:
     clip = plane_clip(seed=5, frames=3)
-    still = AugmentSettings(zoom_probability=0, mirror_probability=0)
+    still = AugmentSettings(zoom_probability=0, roll_probability=0, mirror_probability=0)
     one, two = (augment(clip, np.random.default_rng(9), still) for _ in range(2))
     np.testing.assert_array_equal(one.rgb, two.rgb)
     np.testing.assert_array_equal(one.depth, clip.depth)

@@ -52,7 +52,9 @@ TINY = ModelConfig(
     model_pixels=64 * 48,
     metric=True,
 )
-STILL = AugmentSettings(zoom_probability=0, mirror_probability=0, photometric=False)
+STILL = AugmentSettings(
+    zoom_probability=0, roll_probability=0, mirror_probability=0, photometric=False
+)
 
 
 @pytest.fixture(scope="module")
