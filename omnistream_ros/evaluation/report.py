@@ -26,9 +26,12 @@ h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
 p.soft, .soft { color: var(--soft); }
 code { font: .9em "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
 table { border-collapse: collapse; margin: .6rem 0 1rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .28rem .8rem; border-bottom: 1px solid var(--line); text-align: right; }
+th, td { padding: .28rem .8rem; border-bottom: 1px solid var(--line); text-align: right;
+         white-space: nowrap; }
+td[colspan], dd { white-space: normal; }
 th { font-weight: 600; color: var(--soft); }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th { white-space: normal; }
 tr.mean td { font-weight: 600; border-top: 2px solid var(--line); }
 tr.baseline td { color: var(--soft); }
 .bad { color: var(--warn); }

@@ -11,6 +11,7 @@ from matplotlib import colors
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter
 
 from omnistream_ros.evaluation import camera_path
 from omnistream_ros.evaluation.depth_pairs import resize_prediction
@@ -21,11 +22,13 @@ BLUE, ORANGE, GREY, GREEN = "#2f6db3", "#e4572e", "#8a9199", "#3a9d6e"
 INK, GRID, UNKNOWN = "#22262b", "#e6e8eb", "#d9dce0"
 _DEPTH_COLOURS, _ERROR_COLOURS = "turbo_r", "magma"
 _ERROR_LIMIT = 0.5
+_ROWS = 6  # of examples
 
 
 def examples(result: SequenceResult) -> bytes:
     """Rows of input, prediction, truth and error as PNG, on one scale of metres."""
-    shown = result.examples[-6:]
+    kept = result.examples
+    shown = [kept[i] for i in np.unique(np.linspace(0, len(kept) - 1, _ROWS).round().astype(int))]
     truth = any(example.truth is not None for example in shown)
     columns = 4 if truth else 2
     height, width = shown[0].image.shape[:2]
@@ -61,7 +64,9 @@ def examples(result: SequenceResult) -> bytes:
         place = figure.add_axes((x, 0.08, 0.012, 0.8))
         bar = figure.colorbar(image, cax=place)
         bar.set_label(label, fontsize=8, color=INK)
-        bar.ax.tick_params(labelsize=7)
+        bar.ax.tick_params(which="both", labelsize=7)
+        bar.ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        bar.ax.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
     return _png(figure)
 
 

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``omnistream evaluate`` does once its arguments are parsed: run, write, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from omnistream_ros.evaluation import report, summary
+from omnistream_ros.evaluation.child_process import ChildError
+from omnistream_ros.evaluation.evaluate import Options, ProgressBar, evaluate
+from omnistream_ros.evaluation.live_comparison import measure_live
+from omnistream_ros.evaluation.protocols import PROTOCOLS
+from omnistream_ros.evaluation.recordings import RecordingError
+from omnistream_ros.evaluation.replay import SequenceResult
+
+
+def run(
+    paths: Sequence[Path],
+    options: Options,
+    out: Path,
+    *,
+    jobs: int = 1,
+    live: bool = False,
+    say: Callable[[str], None] = print,
+) -> bool:
+    """Evaluate recordings and write ``report.html``, ``metrics.json`` and the files per sequence.
+
+    Args:
+        live: also play every recording to a real node in real time.
+        say: told the table and where things are.
+
+    Returns:
+        Whether every recording was measured whole.
+
+    Raises:
+        OSError: ``out`` cannot be written.
+        ModelError: the model cannot be used.
+    """
+    # A folder that cannot be written should be known before the work, not after it.
+    out.mkdir(parents=True, exist_ok=True)
+    bar = ProgressBar(len(paths))
+    results = []
+    try:
+        results.extend(evaluate(paths, options, jobs, bar))
+    finally:
+        bar.close()
+    folders = summary.sequence_folders(results)
+    if live:
+        for path, folder, result in zip(paths, folders, results, strict=True):
+            if result.status == "ok":
+                _add_live(path, options, out / folder, result, say)
+    about = summary.surroundings(summary.command_line())
+    about["notes"] = _protocol_notes(options, results)
+    content = summary.write_files(results, out, about)
+    report.write_report(out / "report.html", content, results)
+    say(summary.table(content))
+    for note in about["notes"]:
+        say(f"note: {note}")
+    say(f"\nreport: {out / 'report.html'}")
+    return all(result.status == "ok" for result in results)
+
+
+def _add_live(
+    path: Path, options: Options, out: Path, result: SequenceResult, say: Callable[[str], None]
+) -> None:
+    """The live run of one recording; its failure is told and spoils nothing else."""
+    say(f"{result.name}: live")
+    try:
+        result.live = measure_live(path, options, out / "live", lambda line: say(f"... {line}"))
+    except (ChildError, RecordingError) as error:
+        result.notes.append(f"the live run failed: {error}")
+        say(f"{result.name}: the live run failed: {error}")
+
+
+def _protocol_notes(options: Options, results: Sequence[SequenceResult]) -> list[str]:
+    """What of the protocol's standard sequences is not there."""
+    if options.protocol is None:
+        return []
+    missing = PROTOCOLS[options.protocol].missing([result.name for result in results])
+    if not missing:
+        return []
+    return [f"not all sequences of protocol {options.protocol}: missing {', '.join(missing)}"]

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A live run beside the deterministic replay of the same recording: what only real time shows."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from omnistream_ros.evaluation.evaluate import Options
+from omnistream_ros.evaluation.live import run_live
+from omnistream_ros.evaluation.node_bag import NodeBag, percentiles
+from omnistream_ros.evaluation.predictors import ModelPredictor
+from omnistream_ros.evaluation.recordings import open_recording
+from omnistream_ros.stream.frame import Frame
+
+
+@dataclasses.dataclass(frozen=True)
+class LiveMeasures:
+    """What the live run of one recording came to.
+
+    Attributes:
+        played, received, processed: frames that left the player, reached the node, went through.
+        played_hz, rate_hz: rates of playing and of processing.
+        dropped: frames received but not used, by reason.
+        latency_median_ms, latency_p95_ms: from receipt of an image to its last output.
+        stages_ms: median and 95th percentile by stage, as text.
+        same_frames: frames whose live depth was compared with a replay of just these frames.
+        depth_difference: largest relative difference of depth found there.
+    """
+
+    played: int
+    received: int
+    processed: int
+    played_hz: float
+    rate_hz: float
+    dropped: dict[str, int]
+    latency_median_ms: float
+    latency_p95_ms: float
+    stages_ms: dict[str, str]
+    same_frames: int
+    depth_difference: float
+
+
+def measure_live(
+    path: Path, options: Options, out: Path, say: Callable[[str], None]
+) -> LiveMeasures:
+    """Play a recording to a node, then replay exactly the frames that the node used.
+
+    The replay gets the same frames in the same order, so whatever differs beyond rounding is an error
+    of the way there: transport, conversion, or the node.
+
+    Raises:
+        ChildError: a process failed.
+        RecordingError: the recording cannot be read, or the node processed nothing.
+    """
+    live = run_live(
+        path,
+        out,
+        selection=options.selection,
+        parameters={
+            "model": options.model,
+            "device": options.device,
+            "sink": str(options.sink),
+            "window": str(options.window),
+        },
+        say=say,
+    )
+    bag = NodeBag(live.bag)
+    run = bag.run()
+    median, late = percentiles([frame.latency_ms for frame in run.frames])
+    used = {frame.stamp_ns for frame in run.frames}
+    recording = open_recording(path, options.selection)
+    frames = (frame for frame in recording.frames() if frame.stamp_ns in used)
+    compared, difference = _compare(bag, frames, options)
+    played_s = float(live.played["duration_s"])
+    sent = int(live.played["frames"])
+    return LiveMeasures(
+        played=sent,
+        received=run.received,
+        processed=run.processed,
+        played_hz=(sent - 1) / played_s if played_s else math.nan,
+        rate_hz=run.rate_hz,
+        dropped={reason: count for reason, count in run.drops.items() if count},
+        latency_median_ms=median,
+        latency_p95_ms=late,
+        stages_ms={
+            stage: "{:.1f} / {:.1f}".format(*percentiles(values))
+            for stage, values in run.stages().items()
+        },
+        same_frames=compared,
+        depth_difference=difference,
+    )
+
+
+def _compare(bag: NodeBag, frames, options: Options) -> tuple[int, float]:  # type: ignore[no-untyped-def]
+    """How many depth images were compared, and their largest relative difference."""
+    import torch
+
+    torch.set_num_threads(options.threads)
+    predictor = ModelPredictor(
+        options.model, device=options.device, sink=options.sink, window=options.window
+    )
+    published = bag.depths()
+    compared, worst = 0, 0.0
+    waiting = next(published, None)
+    frame: Frame
+    for number, frame in enumerate(frames):
+        expected = predictor.predict(number, frame).depth
+        while waiting is not None and waiting.stamp_ns < frame.stamp_ns:
+            waiting = next(published, None)
+        if waiting is None or waiting.stamp_ns != frame.stamp_ns or expected is None:
+            continue
+        difference = np.abs(waiting.depth - expected) / expected
+        worst = max(worst, float(np.nanmax(difference)))
+        compared += 1
+    return compared, worst if compared else math.nan
