@@ -45,7 +45,8 @@ def export_weights(path: Path, model: OmniStream, record: dict[str, Any]) -> Non
     rendered clips that the trainer itself judged.
     """
     training = {**record, "data": _DATA, "trunk starts from": _START, "not for": _NOT_FOR}
-    accuracy = {"held-out rendered clips": training.pop("held_out", {})}
+    held_out = {name: round(value, 4) for name, value in training.pop("held_out", {}).items()}
+    accuracy = {"held-out rendered clips": held_out}
     whole, matching_record = _with_matching_of(path, model)
     if matching_record is not None:
         training[MATCHING_RECORD] = matching_record

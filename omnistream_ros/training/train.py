@@ -62,7 +62,7 @@ class TrainSettings:
     # most of the backward pass, and matching descriptors, which read them, stay valid.
     frozen_trunk_blocks: int = 5
     coarse_size: tuple[int, int] | None = (128, 96)  # the first part of a run sees smaller images
-    coarse_fraction: float = 0.6
+    coarse_fraction: float = 0.75
     bfloat16: bool = False
     ray_period: int = 4  # rays cost a second decoder; every n-th step pays for it
     save_period: int = 100

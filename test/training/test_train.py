@@ -165,7 +165,9 @@ def test_moving_average_is_not_the_weights_and_is_what_gets_exported(
     assert card.storage_dtype == "float16"
     assert card.training["steps"] == 6
     assert card.training["seed"] == 0
-    assert card.accuracy["held-out rendered clips"]["abs_rel"] == pytest.approx(score.abs_rel)
+    assert card.accuracy["held-out rendered clips"]["abs_rel"] == pytest.approx(
+        score.abs_rel, abs=1e-4
+    )
     assert not list(tmp_path.rglob("*.part*"))
 
 
