@@ -106,7 +106,7 @@ class ParameterSet(Generic[Values]):
             try:
                 values[field.name] = _declare(node, field)
             except (ParameterException, ValueError) as error:
-                refused.append(f"parameter '{field.name}': {_reason(field, error)}")
+                refused.append(f"parameter '{field.name}': {_reason(node, field, error)}")
         if refused:
             raise RefusedToStartError("; ".join(refused))
         self.values: Values = cls(**values)
@@ -143,8 +143,7 @@ class ParameterSet(Generic[Values]):
 
     def _warn_of_unknown(self, node: Node) -> None:
         """A misspelt parameter would otherwise be accepted and ignored."""
-        given = getattr(node, "_parameter_overrides", {})
-        for name in given:
+        for name in _overrides(node):
             if node.has_parameter(name) or name.startswith(_FOREIGN):
                 continue
             near = difflib.get_close_matches(name, self._fields, n=1)
@@ -198,13 +197,20 @@ def _check(field: dataclasses.Field, value: Any) -> None:
         record.check(value)
 
 
-def _reason(field: dataclasses.Field, error: Exception) -> str:
+def _reason(node: Node, field: dataclasses.Field, error: Exception) -> str:
     """Our own words instead of rclpy's for a wrong type or range."""
     if isinstance(error, ValueError):
         return str(error)
     record = field.metadata["option"]
     limits = f" between {record.low} and {record.high}" if record.low is not None else ""
-    return f"must be {_TYPE_WORDS[type(field.default)]}{limits} ({error})"
+    given = _overrides(node).get(field.name)
+    got = f", got {given.value!r}" if given is not None else f" ({error})"
+    return f"must be {_TYPE_WORDS[type(field.default)]}{limits}{got}"
+
+
+def _overrides(node: Node) -> dict[str, Parameter]:
+    """What the user set at start; rclpy has no public name for it."""
+    return getattr(node, "_parameter_overrides", {})
 
 
 def _refusal(reason: str) -> SetParametersResult:

@@ -47,7 +47,6 @@ class PerceptionNode(ManagedNode):
 
     def __init__(self) -> None:
         super().__init__(NODE_NAME)
-        self._options = ParameterSet(self, PerceptionParameters, phase=lambda: self.phase)
         self._network: OmniStream | None = None
         self._model: ModelFacts | None = None
         self._device = ""
@@ -60,9 +59,10 @@ class PerceptionNode(ManagedNode):
         self._images: ImageInput | None = None
         self._worker: StreamWorker | None = None
         self._stalled = False
+        self._options = ParameterSet(self, PerceptionParameters, phase=lambda: self.phase)
         self.create_service(Trigger, "~/reset", self._on_reset)
         self._diagnostics = Diagnostics(
-            self, self.parameters.diagnostics_period, self._report, before=self._watch_for_stall
+            self, self.parameters.diagnostics_period, self._report, before=self._watch_for_silence
         )
         if self.parameters.autostart:
             # As the first callback: loading must not keep the process from answering signals.
@@ -177,19 +177,23 @@ class PerceptionNode(ManagedNode):
         if self._odometry is not None:
             self._odometry.hear(message)
 
-    def _watch_for_stall(self) -> None:
-        """Tell once when images stop; the worker itself only wakes up for images."""
+    def _watch_for_silence(self) -> None:
+        """Say so while no image comes; the worker itself only wakes up for images."""
         if self._worker is None or self._statistics is None or self._images is None:
             return
         idle_s = self._statistics.idle_s()
-        stalled = self._statistics.counts()[1] > 0 and idle_s > self.parameters.stall_timeout
-        if stalled and not self._stalled:
+        if self._statistics.counts()[1] == 0:
+            self._worker.publish_state(StreamStatus.WAITING)
+        elif idle_s > self.parameters.stall_timeout:
             self._worker.publish_state(StreamStatus.STALLED)
-            self.get_logger().warning(
-                f"no usable image on '{self._images.topic}' for {idle_s:.1f} s "
-                f"({self._images.publishers()} publishers)"
-            )
-        self._stalled = stalled
+            if not self._stalled:
+                self.get_logger().warning(
+                    f"no usable image on '{self._images.topic}' for {idle_s:.1f} s "
+                    f"({self._images.publishers()} publishers)"
+                )
+            self._stalled = True
+        else:
+            self._stalled = False
 
     # --- inner workings ---
 

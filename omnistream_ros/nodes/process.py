@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import select
 import signal
@@ -93,6 +94,7 @@ def run(create_node: Callable[[], Node], args: Sequence[str] | None = None) -> i
         executor.shutdown(timeout_sec=1.0)
         rclpy.try_shutdown()
         ended.set()
+        gc.freeze()
     return 0
 
 

@@ -6,6 +6,7 @@ Nothing here sleeps: every wait is for something to be seen, with a limit that o
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -26,6 +27,7 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.msg import SetParametersResult
 from rcl_interfaces.srv import SetParameters
+from rclpy.client import Client
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
@@ -186,16 +188,20 @@ class NodeProcess:
         self._reader.join(PATIENCE_S)
         return status
 
-    def end(self, number: signal.Signals = signal.SIGINT) -> tuple[int, float]:
-        """Send a signal and wait. Returns exit status and seconds."""
-        begin = time.monotonic()
+    def end(self, number: signal.Signals = signal.SIGINT) -> int:
+        """Send a signal and wait. Returns the exit status."""
         os.kill(self.pid, number)
-        return self.wait(), time.monotonic() - begin
+        return self.wait()
 
-    def kill(self) -> None:
-        """End it whatever it does."""
-        self._process.kill()
-        self._process.join(PATIENCE_S)
+    def put_away(self) -> None:
+        """End it: in order, so that it takes its shared memory along; by force if need be."""
+        if self.alive:
+            os.kill(self.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.join(PATIENCE_S / 4)
+        if self.alive:
+            self._process.kill()
+            self._process.join(PATIENCE_S)
         self._reader.join(PATIENCE_S)
 
 
@@ -208,12 +214,16 @@ class NodeStarter:
         self._started: list[NodeProcess] = []
 
     def __call__(self, *arguments: str, **parameters: object) -> NodeProcess:
-        process = _Fork(perception.main, self.arguments(*arguments, **parameters), self._here)
-        return self._keep(process)
+        return self.fork(perception.main, self.arguments(*arguments, **parameters))
+
+    def fork(self, main: Callable[[list[str]], int], arguments: list[str]) -> NodeProcess:
+        """Start a function of this package or of a test as a process in the domain."""
+        return self._keep(_Fork(main, arguments, self._here))
 
     def arguments(self, *arguments: str, **parameters: object) -> list[str]:
         """The node's command line."""
         given = {"model": str(self._weights), "threads": 1, "camera_info_timeout": 0.0}
+        given["diagnostics_period"] = 0.1  # tells a subscriber of the status that it is connected
         line = ["--ros-args"]
         for name, value in {**given, **parameters}.items():
             text = str(value).lower() if isinstance(value, bool) else str(value)
@@ -238,7 +248,7 @@ class NodeStarter:
         trace: TracebackType | None,
     ) -> None:
         for process in self._started:
-            process.kill()
+            process.put_away()
             if error is not None:
                 print(f"--- output of {process.pid} ---\n{process.log}")
 
@@ -255,6 +265,7 @@ class User:
         self.node = rclpy.create_node("user", context=self._context)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
+        self._clients: dict[str, Client] = {}
         self._stamp_ns = 1_000_000_000
         return self
 
@@ -272,11 +283,12 @@ class User:
 
     def call(self, kind: type, name: str, request: Any) -> Any:
         """Call a service and return its response."""
-        client = self.node.create_client(kind, name)
+        if name not in self._clients:
+            self._clients[name] = self.node.create_client(kind, name)
+        client = self._clients[name]
         self.wait_until(client.service_is_ready, f"service {name}")
         future = client.call_async(request)
         self.wait_until(future.done, f"answer of {name}")
-        self.node.destroy_client(client)
         return future.result()
 
     def change(self, *names: str) -> bool:
@@ -316,22 +328,34 @@ class User:
 
         return send
 
-    def process(self, send: Callable[..., Image], status: list, **changes: Any) -> Any:
+    def process(
+        self,
+        send: Callable[..., Image],
+        status: list,
+        meanwhile: Callable[[], None] = lambda: None,
+        **changes: Any,
+    ) -> Any:
         """Send a picture and wait for the status of its frame, which is returned."""
         stamp = send(**changes).header.stamp
 
         def done() -> list:
+            meanwhile()
             return [s for s in status if s.state == s.STREAMING and s.header.stamp == stamp]
 
         self.wait_until(done, f"status of image {stamp}")
-        return done()[0]
+        return next(s for s in reversed(status) if s.header.stamp == stamp)
+
+    def restart_clock(self, stamp_ns: int) -> None:
+        """Pictures continue from this stamp."""
+        self._stamp_ns = stamp_ns
 
     def picture(
         self, width: int = 64, height: int = 48, frame_id: str = "camera", stamp_ns: int = 0
     ) -> Image:
         """A random rgb8 image; each is 0.1 s later than the one before."""
-        self._stamp_ns += 100_000_000
-        stamp_ns = stamp_ns or self._stamp_ns
+        if not stamp_ns:
+            self._stamp_ns += 100_000_000
+            stamp_ns = self._stamp_ns
         message = Image(height=height, width=width, encoding="rgb8", step=3 * width)
         message.header = Header(frame_id=frame_id)
         message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp_ns, 10**9)

@@ -16,7 +16,7 @@ from tf2_msgs.msg import TFMessage
 
 def test_full_path(user: User, start_node: StartNode) -> None:
     """Every output of one frame, its stamp and frame, and that they belong together."""
-    node = start_node(autostart=True, resolution="source")
+    node = start_node(autostart=True, resolution="source", camera_info_timeout=60.0)
     depth = user.collect(Image, f"{NODE}/depth/image")
     info = user.collect(CameraInfo, f"{NODE}/depth/camera_info")
     odometry = user.collect(Odometry, f"{NODE}/odometry")
@@ -24,15 +24,14 @@ def test_full_path(user: User, start_node: StartNode) -> None:
     status = user.collect(StreamStatus, f"{NODE}/status")
     node.wait_for("waiting for images")
     cameras = user.node.create_publisher(CameraInfo, "/camera_info", 10)
-    user.wait_until(lambda: cameras.get_subscription_count() > 0)
     given = camera_info()
     given.distortion_model, given.d = "rational_polynomial", [0.1] * 8
-    cameras.publish(given)
     send = user.camera()
-    user.wait_until(lambda: user.node.count_subscribers(f"{NODE}/features") == 1)
     user.wait_until(lambda: status, "the state")
     sent = 1
-    last = user.process(send, status)
+    # The first image waits for its camera_info.
+    last = user.process(send, status, meanwhile=lambda: cameras.publish(given))
+    assert last.metric
     while not (depth and info and odometry and features):
         last = user.process(send, status)
         sent += 1
@@ -72,17 +71,20 @@ def test_full_path(user: User, start_node: StartNode) -> None:
 def test_depth_at_model_resolution_has_a_camera_of_that_size(
     user: User, start_node: StartNode
 ) -> None:
-    node = start_node(autostart=True, depth_encoding="16UC1")
+    node = start_node(autostart=True, depth_encoding="16UC1", camera_info_timeout=60.0)
     depth = user.collect(Image, f"{NODE}/depth/image")
     info = user.collect(CameraInfo, f"{NODE}/depth/camera_info")
     node.wait_for("waiting for images")
     cameras = user.node.create_publisher(CameraInfo, "/camera_info", 10)
-    user.wait_until(lambda: cameras.get_subscription_count() > 0)
-    cameras.publish(camera_info(320, 240, focal=300.0))
     status = user.collect(StreamStatus, f"{NODE}/status")
     send = user.camera()
+    user.wait_until(lambda: status)
+
+    def tell_camera() -> None:
+        cameras.publish(camera_info(320, 240, focal=300.0))
+
     while not (depth and info):
-        user.process(send, status, width=320, height=240)
+        user.process(send, status, meanwhile=tell_camera, width=320, height=240)
     assert depth[-1].encoding == "16UC1"
     assert (depth[-1].width, depth[-1].height) == (64, 48)
     assert depth[-1].step == 128
@@ -132,7 +134,7 @@ def test_reset_begins_an_epoch(user: User, start_node: StartNode) -> None:
 
 
 def test_diagnostics_tell_what_is_missing(user: User, start_node: StartNode) -> None:
-    node = start_node(autostart=True, diagnostics_period=0.1)
+    node = start_node(autostart=True)
     arrays = user.collect(DiagnosticArray, "/diagnostics")
     node.wait_for("waiting for images")
     user.wait_until(lambda: arrays and "no publisher on '/image'" in arrays[-1].status[0].message)
