@@ -13,6 +13,7 @@ B batch, T frames, N tokens of a frame, P = h*w patches, D width, d channels of 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -145,13 +146,13 @@ class Backbone(nn.Module):
 
         Args:
             pixels: (B, T, 3, H, W), normalised by PIXEL_MEAN and PIXEL_STD.
-            aspect_ratio: H/W of the camera, (B,) or one number; None: not told.
+            aspect_ratio: H/W of the camera, (B,) or one number, above 0; None: not told.
             camera_token: put the CAMERA token into the sequence.
 
         Raises:
             ValueError: pixels of another shape, or sides that are no multiples of the patch size.
         """
-        if pixels.ndim != 5 or pixels.shape[2] != 3:
+        if pixels.ndim != 5 or pixels.shape[1] < 1 or pixels.shape[2] != 3:
             raise ValueError(f"pixels must be (B, T, 3, H, W), got {tuple(pixels.shape)}")
         B, T = pixels.shape[:2]
         grid = self.config.grid(*pixels.shape[-2:])
@@ -210,6 +211,9 @@ class Backbone(nn.Module):
         if camera_token:
             camera = self.camera_token[0, later]  # (B*T, 1, D)
             if aspect_ratio is not None:
+                # Of a tensor on a device this would have to be waited for.
+                if isinstance(aspect_ratio, float) and not 0 < aspect_ratio < math.inf:
+                    raise ValueError(f"aspect_ratio is H/W, above 0, got {aspect_ratio}")
                 ratio = torch.as_tensor(aspect_ratio, device=later.device, dtype=dtype)
                 log_ratio = ratio.log().expand(batch)[:, None]  # (B, 1)
                 told = F.linear(

@@ -78,6 +78,8 @@ class KVCache:
             *shape[:3], sink, patches, self.head_dim // 4, device=device, dtype=dtype
         )
         self.frames_seen = 0
+        # Of the frame at hand: tokens it writes to, tokens it sees.
+        self._slot = self._visible = slice(0, 0)
 
     @classmethod
     def allocate(
@@ -175,6 +177,17 @@ class KVCache:
         window = range(sink + forgotten, self.frames_seen)
         return [(f, f + forgotten) for f in range(sink)] + [(f, f) for f in window]
 
+    @property
+    def _layout(self) -> dict[str, Any]:
+        """All that must agree before a state means the same to another cache."""
+        return {
+            "keys": tuple(self.keys.shape),
+            "dtype": str(self.keys.dtype),
+            "grid": self.grid,
+            "sink": self.sink,
+            "camera_token": self.camera_token,
+        }
+
     def reset(self) -> None:
         """Forget everything: the next frame is the first of its epoch."""
         self.frames_seen = 0
@@ -224,6 +237,7 @@ class KVCache:
     def state_dict(self) -> dict[str, Any]:
         """A copy of the stream's state; a stream continued from it is the same to the last bit."""
         return {
+            "layout": self._layout,
             "frames_seen": self.frames_seen,
             "keys": self.keys.clone(),
             "values": self.values.clone(),
@@ -231,14 +245,11 @@ class KVCache:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue a stream saved from a cache of the same shape; ValueError if it is not."""
-        for name in ("keys", "values", "sink_time"):
-            own, other = getattr(self, name), state[name]
-            if own.shape != other.shape or own.dtype != other.dtype:
-                raise ValueError(
-                    f"cache state {name}: {tuple(other.shape)} {other.dtype} does not fit a cache "
-                    f"of {tuple(own.shape)} {own.dtype}"
-                )
+        """Continue a stream saved from a cache of the same layout; ValueError if it is not."""
+        if state.get("layout") != self._layout:
+            raise ValueError(
+                f"the state of a cache of {state.get('layout')} does not fit one of {self._layout}"
+            )
         for name in ("keys", "values", "sink_time"):
             getattr(self, name).copy_(state[name])
         self.frames_seen = state["frames_seen"]

@@ -166,6 +166,7 @@ def test_bfloat16_keeps_what_must_be_exact_in_float32():
         ((1, 2, 3, 0, 48), "multiples of 16"),
         ((1, 2, 1, 32, 48), r"\(B, T, 3, H, W\)"),
         ((2, 3, 32, 48), r"\(B, T, 3, H, W\)"),
+        ((2, 0, 3, 32, 48), r"\(B, T, 3, H, W\)"),
     ],
 )
 def test_clips_of_a_wrong_shape(shape, message):
@@ -188,6 +189,12 @@ def test_steps_of_a_wrong_shape_leave_the_cache_alone(shape, message):
     with pytest.raises(ValueError, match=message):
         model.backbone.step(torch.zeros(shape), cache)
     assert cache.frames_seen == 0
+
+
+@pytest.mark.parametrize("ratio", [0.0, -1.0, float("nan"), float("inf")])
+def test_aspect_ratios_that_no_camera_has(ratio):
+    with pytest.raises(ValueError, match="aspect_ratio"):
+        lively(TINY).backbone.forward_clip(torch.zeros(1, 1, 3, 32, 48), ratio)
 
 
 def test_omnistream_l_has_the_released_layout():

@@ -151,6 +151,21 @@ def test_shapes_decide_where_the_config_is_silent(released):
     assert (config.width, config.depth, config.heads, config.patch_size) == (128, 4, 2, 16)
 
 
+@pytest.mark.parametrize(
+    ("depth", "taps"),
+    [(24, (11, 15, 19, 23)), (12, (5, 7, 9, 11)), (4, (0, 1, 2, 3)), (1, (0, 0, 0, 0))],
+)
+def test_heads_read_the_upper_half_of_a_released_backbone(tmp_path, depth, taps):
+    config = dataclasses.replace(
+        BACKBONE, width=64, heads=1, depth=depth, taps=(0, 0, 0, 0), head_width=0
+    )
+    state = lively(config).backbone.state_dict()
+    tensors = {f"patch_embed.{name}": t.contiguous() for name, t in state.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    assert load_model(tmp_path)[0].config.taps == taps
+
+
 def test_training_leftovers_are_ignored_and_said_once(released, caplog):
     extra = ("dino_head.mlp.0.weight", "ibot_head.last_layer.weight", "decoder.layers.3.bias")
     file = released / "model.safetensors"

@@ -112,12 +112,17 @@ def test_a_state_of_another_shape_is_refused_whole():
     before = cache.state_dict()
     for other in (
         backbone().allocate_cache(H, W, window=5),
+        backbone().allocate_cache(H, W, sink=2, window=3),
+        backbone().allocate_cache(W, H, window=4),
+        backbone().allocate_cache(H, W, window=4, camera_token=False),
         lively(SMALL).backbone.allocate_cache(H, W, window=4),  # float32
     ):
         state = other.state_dict()
         state["keys"] += 1
         with pytest.raises(ValueError, match="does not fit"):
             cache.load_state_dict(state)
+    with pytest.raises(ValueError, match="does not fit"):
+        cache.load_state_dict({})
     assert torch.equal(cache.keys, before["keys"])
 
 
