@@ -124,7 +124,10 @@ def write_tensors(
     """Write a safetensors file whole or not at all; ModelError if it cannot be written."""
     partial = path.with_name(path.name + ".partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode  # what the user's umask gives a file
         save_file({name: t.contiguous() for name, t in tensors.items()}, partial, metadata)
+        partial.chmod(mode)  # some versions of safetensors make files that nobody else can read
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)

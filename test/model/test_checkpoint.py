@@ -102,6 +102,12 @@ def test_what_is_saved_is_loaded(config, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+def test_others_may_read_a_saved_file(own_file):
+    ordinary = own_file.with_name("ordinary")
+    ordinary.touch()
+    assert own_file.stat().st_mode == ordinary.stat().st_mode
+
+
 def test_float16_halves_the_file_and_loads_as_float32(tmp_path):
     model = lively(TINY)
     save_model(tmp_path / "full.safetensors", model, CARD)
