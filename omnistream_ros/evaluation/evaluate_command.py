@@ -40,7 +40,7 @@ def run(
     # A folder that cannot be written should be known before the work, not after it.
     out.mkdir(parents=True, exist_ok=True)
     bar = ProgressBar(len(paths))
-    results = []
+    results: list[SequenceResult] = []
     try:
         results.extend(evaluate(paths, options, jobs, bar))
     finally:

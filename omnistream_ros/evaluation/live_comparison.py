@@ -50,7 +50,8 @@ def measure_live(
 ) -> LiveMeasures:
     """Play a recording to a node, then replay exactly the frames that the node used.
 
-    The replay gets the same frames in the same order, so whatever differs beyond rounding is an error
+    The replay gets the same frames in the same order, so whatever differs beyond rounding is an
+    error
     of the way there: transport, conversion, or the node.
 
     Raises:
