@@ -393,8 +393,7 @@ def test_ctrl_c_of_the_program_writes_the_report(model_file, tmp_path) -> None:
     code = (
         "import sys, signal\n"
         "from omnistream_ros.evaluation import evaluate_command\n"
-        "from omnistream_ros.evaluation.depth_pairs import DepthPairs
-from omnistream_ros.evaluation.evaluate import Options, ProgressBar\n"
+        "from omnistream_ros.evaluation.evaluate import Options, ProgressBar\n"
         "from pathlib import Path\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "ProgressBar.__call__ = lambda self, name, done, total: print(done, flush=True)\n"
