@@ -235,8 +235,8 @@ def _colour(rng: np.random.Generator) -> Callable[[Image], Image]:
     """White balance, saturation (down to grey), gamma, contrast, brightness and haze."""
     balance = np.exp(rng.normal(0, 0.12, 3)).astype(np.float32)
     saturation = 0.0 if rng.random() < 0.08 else rng.uniform(0.3, 1.6)
-    gamma = np.exp(rng.normal(0, 0.3))
-    contrast, brightness = np.exp(rng.normal(0, 0.25)), np.exp(rng.normal(0, 0.3))
+    gamma = np.exp(rng.normal(0, 0.2))
+    contrast, brightness = np.exp(rng.normal(0, 0.2)), np.exp(rng.normal(0, 0.2))
     haze = rng.uniform(0, 0.25) if rng.random() < 0.25 else 0.0
 
     def change(image: Image) -> Image:

@@ -27,7 +27,7 @@ class LossWeights:
 
     log_l1: float = 0.5
     scale_invariant: float = 1.0
-    gradient: float = 2.0
+    gradient: float = 4.0
     confidence: float = 0.1
     rays: float = 0.5
     translation: float = 0.5

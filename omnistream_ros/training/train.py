@@ -67,7 +67,7 @@ class TrainSettings:
     ray_period: int = 4  # rays cost a second decoder; every n-th step pays for it
     save_period: int = 100
     judge_period: int = 300
-    validation_count: int = 12
+    validation_count: int = 10
     weights: LossWeights = field(default_factory=LossWeights)
     augmentation: AugmentSettings = field(default_factory=AugmentSettings)
 
