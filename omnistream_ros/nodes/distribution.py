@@ -92,7 +92,7 @@ def byte_array(values: np.ndarray) -> array.array:
     a VGA image); an ``array.array('B')`` is taken as it is.
     """
     data = array.array("B")
-    data.frombytes(memoryview(values).cast("B"))
+    data.frombytes(values.reshape(-1).view(np.uint8))
     return data
 
 

@@ -41,14 +41,9 @@ class Recorder(Node):
     """
 
     def __init__(self, path: Path, topics: Sequence[str]) -> None:
+        self._bag = _open_bag(path)
         super().__init__("omnistream_recorder")
         self._types = get_typestore(Stores.LATEST)
-        self._bag = Writer(path, version=_BAG_VERSION, storage_plugin=StoragePlugin.MCAP)
-        try:
-            self._bag.open()
-        except (WriterError, OSError) as error:
-            self.destroy_node()
-            raise RefusedToStartError(f"cannot record into {path}: {error}") from error
         self._missing = {self.resolve_topic_name(topic) for topic in topics}
         self._unmatched: set[str] = set()
         self._counts = dict.fromkeys(sorted(self._missing), 0)
@@ -103,6 +98,15 @@ class Recorder(Node):
             text = Path(get_package_share_directory(package), "msg", f"{name}.msg").read_text()
             self._types.register(get_types_from_msg(text, kind))
         return self._types
+
+
+def _open_bag(path: Path) -> Writer:
+    try:
+        bag = Writer(path, version=_BAG_VERSION, storage_plugin=StoragePlugin.MCAP)
+        bag.open()
+    except (WriterError, OSError) as error:
+        raise RefusedToStartError(f"cannot record into {path}: {error}") from error
+    return bag
 
 
 def _message_class(kind: str) -> type:
