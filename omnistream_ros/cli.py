@@ -56,9 +56,11 @@ def _parser() -> argparse.ArgumentParser:
         _declare_inspect,
         _declare_evaluate,
         _declare_compare,
+        _declare_bench,
         _declare_play,
         _declare_record,
         _declare_train,
+        _declare_train_matching,
         _declare_card,
     ):
         declare(commands)
@@ -321,6 +323,53 @@ def _run_compare(options: argparse.Namespace) -> None:
     print(compare(options.first, options.second))
 
 
+def _declare_bench(commands: Any) -> None:
+    command = _add(
+        commands,
+        "bench",
+        _run_bench,
+        "time and memory of a frame against the length of the context",
+    )
+    command.add_argument("model", nargs="?", default="omnistream-nano", help="name of a model")
+    command.add_argument("--out", type=Path, metavar="DIR", help="also write bench.json and a plot")
+    command.add_argument(
+        "--frames",
+        type=int,
+        nargs="+",
+        default=[1, 16, 32, 64, 128, 256, 512],
+        metavar="T",
+        help="lengths of the context (default: 1 to 512)",
+    )
+    command.add_argument(
+        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the model's image"
+    )
+    command.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    command.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
+    command.add_argument(
+        "--cached-only", action="store_true", help="leave the full recomputation out"
+    )
+
+
+def _run_bench(options: argparse.Namespace) -> None:
+    from omnistream_ros.evaluation import bench, summary
+
+    print(bench.HEAD)
+    rows = bench.bench(
+        options.model,
+        size=tuple(options.size) if options.size else None,
+        contexts=sorted(set(options.frames)),
+        ways=("cached",) if options.cached_only else bench.WAYS,
+        device=options.device,
+        dtype=options.dtype,
+        threads=options.threads,
+        say=lambda line: print(line, flush=True),
+    )
+    if options.out:
+        bench.write(rows, options.out, summary.command_line())
+        print(f"\nplot: {options.out / 'bench.png'}")
+
+
 # --- play and record ----------------------------------------------------------------------------
 
 
@@ -416,6 +465,35 @@ def _run_train(options: argparse.Namespace) -> None:
         bfloat16=options.bfloat16,
     )
     train(options.model, settings)
+
+
+def _declare_train_matching(commands: Any) -> None:
+    command = _add(
+        commands,
+        "train-matching",
+        _run_train_matching,
+        "train the matching head (geometric pose) of a model, after every change of its trunk",
+    )
+    command.add_argument("weights", type=Path, help="a .safetensors file")
+    command.add_argument("clips", type=Path, help="folder of clips (omnistream render)")
+    command.add_argument("--output", type=Path, help="default: the weights file itself")
+    command.add_argument("--start-from", type=Path, help="weights with a head to go on from")
+    command.add_argument("--steps", type=int, default=800, help="default: %(default)s")
+    command.add_argument("--clip-count", type=int, default=150, help="default: %(default)s")
+    command.add_argument("--seed", type=int, default=0)
+
+
+def _run_train_matching(options: argparse.Namespace) -> None:
+    from omnistream_ros.training.train_matching import MatchingSettings, train_matching
+
+    settings = MatchingSettings(
+        clips=options.clips,
+        steps=options.steps,
+        clip_count=options.clip_count,
+        seed=options.seed,
+    )
+    output = options.output or options.weights
+    train_matching(options.weights, output, settings, start_from=options.start_from)
 
 
 # --- card ---------------------------------------------------------------------------------------

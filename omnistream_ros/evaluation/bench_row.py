@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One measurement of ``omnistream bench``, in a process of its own so that its peak memory is its
+own.
+
+    python -m omnistream_ros.evaluation.bench_row '{"model": "omnistream-nano", "frames": 16, ...}'
+
+prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from omnistream_ros.model import KVCache, OmniStream, build_model
+
+Way = Literal["cached", "recompute"]
+
+_WARM_UP = 2
+#: Side of the square matrices whose product measures the machine.
+_MATRIX = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is measured.
+
+    Attributes:
+        model: name of a model; its weights are random, which costs the same.
+        way: ``cached``: a step that sees ``frames`` frames; ``recompute``: all of them anew.
+        frames: length of the context, the new frame included.
+        height, width: of the image that the model sees, multiples of its patch size.
+        device, dtype: of the computation.
+        repeats: measurements, of which the median counts.
+        threads: CPU threads, 0 for all cores.
+        budget_s: no further repetition is begun after so long.
+    """
+
+    model: str
+    way: Way
+    frames: int
+    height: int
+    width: int
+    device: str = "cpu"
+    dtype: str = "float32"
+    repeats: int = 5
+    threads: int = 0
+    budget_s: float = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """What came out.
+
+    Attributes:
+        milliseconds: median time per new frame, backbone and heads.
+        peak_mib: most memory that the process (CPU) or the allocator (CUDA) held.
+        cache_mib: of which the key/value cache.
+        gflop: floating-point operations per new frame, in 1e9.
+        peak_gflops: what this machine reaches in a large matrix product of the same type.
+    """
+
+    milliseconds: float
+    peak_mib: float
+    cache_mib: float
+    gflop: float
+    peak_gflops: float
+
+    @property
+    def fraction_of_peak(self) -> float:
+        """Share of the machine's matrix-product speed that was reached."""
+        return self.gflop / (self.milliseconds / 1000.0) / self.peak_gflops
+
+
+def measure(case: Case) -> Measurement:
+    """Run one case in this process.
+
+    Raises:
+        ValueError: the model's patches do not fit the image size.
+        RuntimeError: out of memory.
+    """
+    if case.threads:
+        torch.set_num_threads(case.threads)
+    device, dtype = torch.device(case.device), getattr(torch, case.dtype)
+    torch.manual_seed(0)
+    model = build_model(case.model, device=device).set_compute_dtype(dtype).eval()
+    cache_mib = 0.0
+    with torch.inference_mode():
+        if case.way == "cached":
+            step, cache = _cached_step(model, case, device)
+            cache_mib = cache.nbytes / 2**20
+        else:
+            step = _recompute(model, case, device, dtype)
+        milliseconds = _median_ms(step, case, device)
+        peak = _peak_mib(device)
+        with FlopCounterMode(display=False) as counter:
+            step()
+        gflop = counter.get_total_flops() / 1e9
+        peak_gflops = matrix_speed(device, dtype)
+    return Measurement(milliseconds, peak, cache_mib, gflop, peak_gflops)
+
+
+def _cached_step(
+    model: OmniStream, case: Case, device: torch.device
+) -> tuple[Callable[[], object], KVCache]:
+    """A step of a stream whose cache holds ``frames`` - 1 frames already."""
+    patch = model.config.patch_size
+    cache = KVCache.allocate(
+        model.config,
+        (case.height // patch, case.width // patch),
+        sink=0,
+        window=case.frames,
+        device=device,
+        dtype=model.backbone.compute_dtype,
+    )
+    # Any numbers do: attention costs the same whatever it attends to.
+    cache.keys.normal_()
+    cache.values.normal_()
+    pixels = torch.randn(1, 3, case.height, case.width, device=device)
+
+    def step() -> object:
+        cache.frames_seen = case.frames - 1
+        return model.step(pixels, cache)
+
+    return step, cache
+
+
+def _recompute(
+    model: OmniStream, case: Case, device: torch.device, dtype: torch.dtype
+) -> Callable[[], object]:
+    """The backbone over all frames, as without a cache; heads for the new frame only."""
+    pixels = torch.randn(1, case.frames, 3, case.height, case.width, device=device)
+
+    def run() -> object:
+        features = model.backbone.forward_clip(pixels)
+        return model.predict(_last_frame(features), rays=False)
+
+    return run
+
+
+def _last_frame(features):  # type: ignore[no-untyped-def]
+    """The newest frame (B, ...) of a clip's features (B, T, ...)."""
+
+    def last(value):  # type: ignore[no-untyped-def]
+        return None if value is None else value[:, -1]
+
+    return dataclasses.replace(
+        features,
+        hidden=[last(tensor) for tensor in features.hidden],
+        patches=last(features.patches),
+        cls=last(features.cls),
+        camera=last(features.camera),
+        registers=last(features.registers),
+        pyramid={stride: last(tensor) for stride, tensor in features.pyramid.items()},
+    )
+
+
+def _median_ms(step: Callable[[], object], case: Case, device: torch.device) -> float:
+    begin = time.monotonic()
+    times = []
+    for repeat in range(_WARM_UP + case.repeats):
+        _synchronise(device)
+        start = time.perf_counter()
+        step()
+        _synchronise(device)
+        times.append(1000.0 * (time.perf_counter() - start))
+        if repeat >= _WARM_UP and time.monotonic() - begin > case.budget_s:
+            break
+    return float(torch.tensor(times[_WARM_UP:]).median())
+
+
+def matrix_speed(device: torch.device, dtype: torch.dtype) -> float:
+    """GFLOP/s of a large matrix product, the best of several."""
+    a = torch.randn(_MATRIX, _MATRIX, device=device, dtype=dtype)
+    b = torch.randn(_MATRIX, _MATRIX, device=device, dtype=dtype)
+    best = math.inf
+    for _ in range(6):
+        _synchronise(device)
+        start = time.perf_counter()
+        a @ b
+        _synchronise(device)
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * _MATRIX**3 / best / 1e9
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak_mib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
+
+
+def main(text: str) -> int:
+    """Measure the case written as JSON, print the measurement as JSON."""
+    try:
+        measurement = measure(Case(**json.loads(text)))
+    except (RuntimeError, MemoryError) as error:  # torch's out of memory is a RuntimeError
+        print(json.dumps({"error": str(error).splitlines()[0]}))
+        return 1
+    print(json.dumps(dataclasses.asdict(measurement)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
