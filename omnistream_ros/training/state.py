@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 
 class StateError(ValueError):
-    """A training state that cannot be read or does not fit; the message names the file."""
+    """A training state that cannot be read, written, or does not fit; names the file."""
 
 
 @dataclass
@@ -38,12 +38,19 @@ class Progress:
 
 
 def write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes a safetensors file so that a reader, or a kill, never meets half of one."""
+    """Writes a safetensors file so that a reader, or a kill, never meets half of one.
+
+    Raises StateError, leaving what was there before, when it cannot be written.
+    """
     temporary = path.with_name(path.name + ".part")
-    save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, metadata)
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, metadata)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise StateError(f"cannot write {path} ({error}); the one before it is intact") from error
 
 
 def _named(model: nn.Module, prefix: str) -> Iterable[tuple[str, Tensor]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import errno
 import os
 import signal
 import subprocess
@@ -246,6 +247,23 @@ def test_broken_and_foreign_states_are_refused(clips: Path, tmp_path: Path) -> N
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(StateError, match=r"state\.safetensors"):
         Trainer(TINY, _settings(clips, tmp_path, 8), report=_quiet)
+
+
+def test_full_disk_leaves_the_state_before(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Trainer(TINY, _settings(clips, tmp_path, 4), report=_quiet).run()
+    before = (tmp_path / "state.safetensors").read_bytes()
+
+    def no_space(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("omnistream_ros.training.state.save_file", no_space)
+    with pytest.raises(StateError, match="No space left"):
+        Trainer(TINY, _settings(clips, tmp_path, 8), report=_quiet).run()
+    assert (tmp_path / "state.safetensors").read_bytes() == before
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_training_by_the_clock_ends_in_time(clips: Path, tmp_path: Path) -> None:
