@@ -33,6 +33,7 @@ TOPICS = (
 
 #: Loading and warming up a large model on a slow machine; nano takes seconds.
 _START_S = 300.0
+_END_S = 60.0
 
 # Ports of a DDS domain (RTPS 9.6.1.1): domains up to 101 stay below Linux's ephemeral ports.
 _PORT_BASE, _PORTS_PER_DOMAIN, _LAST_DOMAIN = 7400, 250, 101
@@ -108,6 +109,7 @@ def run_live(
             [node, recorder],
             "the recording was played",
         )
+        wait_until(lambda: player.returncode is not None, _END_S, [player], "it ended")
         say("closing the bag")
         for child in (player, node, recorder):  # in this order nothing is lost
             child.stop()
