@@ -87,16 +87,17 @@ class MatchingHead(nn.Module):
         limit = float(WINDOW + max(height, width))
         expected = torch.nan_to_num(expected, nan=-limit).clamp(-limit, limit)
         corner = expected.round().long() - WINDOW // 2  # (B, N, 2)
-        offsets = _window(places.device)  # (K, 2)
-        candidates = corner.unsqueeze(2) + offsets  # (B, N, K, 2)
-        x, y = candidates.unbind(-1)  # (B, N, K) each
-        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        x = corner[..., :1] + torch.arange(WINDOW, device=places.device)  # (B, N, WINDOW)
+        y = corner[..., 1:] + torch.arange(WINDOW, device=places.device)
+        inside = ((y >= 0) & (y < height)).unsqueeze(-1) & ((x >= 0) & (x < width)).unsqueeze(-2)
+        inside = inside.flatten(2)  # (B, N, K)
         searched = inside.any(-1)
+        row = y.clamp(0, height - 1).unsqueeze(-1) * width
+        index = (row + x.clamp(0, width - 1).unsqueeze(-2)).flatten(2)  # (B, N, K) into h*w
 
         # All pairs in one product, then the K of each row that matter: a product of this size is
         # much cheaper than collecting N*K descriptors.
         similarity = torch.bmm(places, current.flatten(2))  # (B, N, h*w)
-        index = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).long()
         similarity = similarity.gather(2, index)  # (B, N, K)
         score = (similarity * self.log_temperature.exp()).masked_fill(~inside, -torch.inf)
         # A row without candidates would be 0/0 and poison its neighbours' gradients.
@@ -108,7 +109,7 @@ class MatchingHead(nn.Module):
         near = _near_peak(places.device)[best.squeeze(-1)]  # (B, N, K)
         mass = (probability * near).clamp_min(1e-12)
         total = mass.sum(-1, keepdim=True)  # (B, N, 1)
-        middle = (mass @ offsets.to(mass.dtype)) / total  # (B, N, 2)
+        middle = (mass @ cell_grid(WINDOW, WINDOW, mass.device)) / total  # (B, N, 2)
 
         entropy = -(probability * log_probability.clamp_min(-50.0)).sum(-1, keepdim=True)
         best_similarity = similarity.gather(2, best)
@@ -137,14 +138,8 @@ def cell_grid(height: int, width: int, device: torch.device | str = "cpu") -> Te
 
 
 @lru_cache(maxsize=4)
-def _window(device: torch.device) -> Tensor:
-    """Candidates relative to the corner, (K, 2) int64 as (x, y), row by row."""
-    return cell_grid(WINDOW, WINDOW, device).long()
-
-
-@lru_cache(maxsize=4)
 def _near_peak(device: torch.device) -> Tensor:
     """For each candidate the ones around it, (K, K) float32 of zeros and ones."""
-    offsets = _window(device)
+    offsets = cell_grid(WINDOW, WINDOW, device)
     distance = (offsets.unsqueeze(1) - offsets).abs().amax(-1)
     return (distance <= _PEAK).float()

@@ -12,16 +12,19 @@ from typing import Any
 
 import torch
 
-from omnistream_ros.model import BackboneOutput, KVCache, OmniStream, Prediction
+from omnistream_ros.model import KVCache, OmniStream, Prediction
 from omnistream_ros.stream.camera_estimate import CameraEstimate
 from omnistream_ros.stream.depth_resize import resize_confidence, resize_depth
 from omnistream_ros.stream.epochs import EpochRules
+from omnistream_ros.stream.features import check_feature, feature_tensor
 from omnistream_ros.stream.frame import Frame, Intrinsics
 from omnistream_ros.stream.head_pose import HeadPose
+from omnistream_ros.stream.odometry import Odometry
 from omnistream_ros.stream.preprocess import Preprocessor, model_size, model_to_source
-from omnistream_ros.stream.result import FeatureKey, FeatureKind, Outputs, Pose, StreamResult
+from omnistream_ros.stream.result import Outputs, Pose, StreamResult
 
 RESOLUTIONS = ("model", "source")
+POSES = ("head", "geometric")
 _EVERYTHING = Outputs()
 
 
@@ -35,9 +38,11 @@ class StreamSession:
         max_gap_s: a longer time between two frames begins a new epoch.
         resolution: of depth and confidence: "model" as the network computes them, or "source", the
             size of the camera image (edges stay sharp, planes stay planes: see `depth_resize`).
+        pose: where the pose comes from: "geometric" (`odometry`: matching, depth and a solver), or
+            "head" (the network's camera head). By default geometric where the model can.
 
     Raises:
-        ValueError: an argument that makes no sense.
+        ValueError: an argument that makes no sense, or that this model cannot do.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class StreamSession:
         window: int = 16,
         max_gap_s: float = 2.0,
         resolution: str = "model",
+        pose: str | None = None,
     ) -> None:
         if resolution not in RESOLUTIONS:
             raise ValueError(f"resolution must be one of {RESOLUTIONS}, got {resolution!r}")
@@ -55,13 +61,25 @@ class StreamSession:
             raise ValueError(
                 f"sink must be at least 0 and window at least 1 frame, got {sink} and {window}"
             )
+        if pose is None:
+            pose = "head" if model.matching_head is None else "geometric"
+        if pose not in POSES:
+            raise ValueError(f"pose must be one of {POSES}, got {pose!r}")
+        if pose == "geometric" and model.matching_head is None:
+            raise ValueError(
+                f"model {model.config.name!r} has no matching head, so pose cannot be geometric; "
+                "use pose='head'"
+            )
         self._model = model
         self._config = model.config
         self._sink = sink
         self._window = window
         self._resolution = resolution
         self._rules = EpochRules(max_gap_s)
-        self._pose = HeadPose()
+        self._pose: HeadPose | Odometry = HeadPose()
+        if pose == "geometric":
+            assert model.matching_head is not None
+            self._pose = Odometry(model.matching_head)
         self._camera = CameraEstimate(model.config.canonical_focal)
         self._epoch = -1  # of the last frame; the first frame begins epoch 0
         # Made for the first image, kept as long as images of that size come.
@@ -110,20 +128,31 @@ class StreamSession:
         watch.lap("backbone")
 
         guess_camera = frame.intrinsics is None and (outputs.depth or outputs.pose)
+        head_pose = outputs.pose and isinstance(self._pose, HeadPose)
         prediction = self._model.predict(
             features,
             depth=outputs.depth,
             rays=False,
-            camera=self._model.camera_head is not None and (outputs.pose or guess_camera),
+            camera=self._model.camera_head is not None and (head_pose or guess_camera),
         )
-        watch.lap("heads")
-
-        pose = self._update_pose(prediction) if outputs.pose else None
-        watch.lap("pose")
-
         source_camera = self._source_camera(frame, prediction)
         size = self._preprocess.size
-        depth, confidence, camera = self._finish_depth(prediction, source_camera)
+        model_camera = source_camera.resized(size[1], size[0])
+        watch.lap("heads")
+
+        pose = self._update_pose(frame, prediction, model_camera) if outputs.pose else None
+        watch.lap("pose")
+
+        at_source = self._resolution == "source"
+        depth, confidence = prediction.depth, prediction.depth_confidence
+        if depth is not None and confidence is not None:
+            depth, confidence = self._scaled_depth(depth, model_camera), confidence[0].float()
+            if at_source:
+                wanted = (frame.height, frame.width)
+                depth, confidence = (
+                    resize_depth(depth, wanted),
+                    resize_confidence(confidence, wanted),
+                )
         result = StreamResult(
             stamp_ns=frame.stamp_ns,
             epoch=self._epoch,
@@ -131,11 +160,11 @@ class StreamSession:
             epoch_reason=reason,
             context_frames=self._cache.context_frames,
             metric=self._config.metric and frame.intrinsics is not None,
-            intrinsics=camera,
+            intrinsics=source_camera if at_source else model_camera,
             depth=depth,
             confidence=confidence,
             pose=pose,
-            features={key: self._feature(features, key) for key in outputs.features},
+            features={key: feature_tensor(features, key, self._config) for key in outputs.features},
             grid=features.grid,
             model_size=size,
             source_size=(frame.height, frame.width),
@@ -156,6 +185,7 @@ class StreamSession:
             "source_size": self._preprocess and self._preprocess.source_size,
             "rules": self._rules.state_dict(),
             "camera": self._camera.state_dict(),
+            "pose_source": type(self._pose).__name__,
             "pose": self._pose.state_dict(),
             "cache": self._cache and self._cache.state_dict(),
         }
@@ -171,6 +201,11 @@ class StreamSession:
             raise ValueError(
                 f"the saved stream belongs to model {state['model']['name']!r} with another "
                 f"configuration than this session's {self._config.name!r}"
+            )
+        if state["pose_source"] != type(self._pose).__name__:
+            raise ValueError(
+                f"the saved stream has its pose from {state['pose_source']}, this session from "
+                f"{type(self._pose).__name__}; create the session with the same `pose`"
             )
         if state["cache"] is None:
             self._preprocess = self._cache = None
@@ -190,21 +225,12 @@ class StreamSession:
             raise ValueError(
                 f"model {self._config.name!r} has no depth head; ask with Outputs(depth=False)"
             )
-        if outputs.pose and self._model.camera_head is None:
+        if outputs.pose and isinstance(self._pose, HeadPose) and self._model.camera_head is None:
             raise ValueError(
                 f"model {self._config.name!r} has no camera head; ask with Outputs(pose=False)"
             )
-        depth = self._config.depth
-        for layer, _, normed in outputs.features:
-            if not -depth <= layer < depth:
-                raise ValueError(
-                    f"feature layer {layer}: {self._config.name!r} has blocks 0 to {depth - 1}"
-                )
-            if normed and layer % depth != depth - 1:
-                raise ValueError(
-                    f"feature layer {layer} cannot be normed: the final LayerNorm belongs to block "
-                    f"{depth - 1}"
-                )
+        for key in outputs.features:
+            check_feature(key, self._config)
 
     def _begin_epoch(self, source_size: tuple[int, int]) -> None:
         """Forget the past; memory is only allocated anew when the size asks for it."""
@@ -227,10 +253,21 @@ class StreamSession:
         )
         return preprocess, backbone.allocate_cache(*size, sink=self._sink, window=self._window)
 
-    def _update_pose(self, prediction: Prediction) -> Pose:
-        assert prediction.camera is not None
-        assert self._cache is not None
-        return self._pose.update(prediction.camera, self._cache.frames_seen - 1)
+    def _update_pose(self, frame: Frame, prediction: Prediction, model_camera: Intrinsics) -> Pose:
+        if isinstance(self._pose, HeadPose):
+            assert prediction.camera is not None
+            assert self._cache is not None
+            return self._pose.update(prediction.camera, self._cache.frames_seen - 1)
+
+        def depth() -> torch.Tensor:
+            # Odometry needs it for keyframes only, the caller perhaps not at all.
+            known = prediction.depth
+            if known is None:
+                known = self._model.predict(prediction.features, rays=False, camera=False).depth
+            assert known is not None
+            return self._scaled_depth(known, model_camera)
+
+        return self._pose.update(prediction.features.pyramid, depth, model_camera, frame.stamp_ns)
 
     def _source_camera(self, frame: Frame, prediction: Prediction) -> Intrinsics:
         """The camera of the frame: told, or what the model has seen of it in this epoch."""
@@ -240,49 +277,14 @@ class StreamSession:
             self._camera.update(prediction.camera)
         return self._camera.intrinsics(frame.width, frame.height)
 
-    def _finish_depth(
-        self, prediction: Prediction, source_camera: Intrinsics
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, Intrinsics]:
-        """Depth for the real focal length, at the wanted resolution, and the camera to it."""
-        assert self._preprocess is not None
-        height, width = self._preprocess.size
-        model_camera = source_camera.resized(width, height)
-        wanted = source_camera if self._resolution == "source" else model_camera
-        if prediction.depth is None or prediction.depth_confidence is None:
-            return None, None, wanted
-        # The network judges size by angle: the same picture through a lens of twice the focal
-        # length shows the scene at twice the distance.
-        canonical_fx = self._config.canonical_focal * width
-        depth = prediction.depth[0].float() * (model_camera.fx / canonical_fx)  # (h, w)
-        confidence = prediction.depth_confidence[0].float()
-        if self._resolution == "source":
-            size = (wanted.height, wanted.width)
-            depth, confidence = resize_depth(depth, size), resize_confidence(confidence, size)
-        return depth, confidence, wanted
+    def _scaled_depth(self, depth: torch.Tensor, model_camera: Intrinsics) -> torch.Tensor:
+        """Depth (1, h, w) of the canonical camera as depth (h, w) of the real one.
 
-    def _feature(self, features: BackboneOutput, key: FeatureKey) -> torch.Tensor:
-        """One feature tensor as a view of what the step computed."""
-        if key.normed:
-            camera = features.camera
-            assert camera is not None  # sessions allocate their caches with the camera token
-            tokens = {
-                FeatureKind.PATCH: features.patches,
-                FeatureKind.CLS: features.cls,
-                FeatureKind.REGISTER: features.registers,
-                FeatureKind.CAMERA: camera,
-            }[key.kind][0]
-        else:
-            hidden = features.hidden[key.layer][0]  # (N, D): CLS, CAMERA, REGISTERs, patches
-            prefix = self._config.prefix_tokens()
-            tokens = {
-                FeatureKind.PATCH: hidden[prefix:],
-                FeatureKind.CLS: hidden[0],
-                FeatureKind.REGISTER: hidden[2:prefix],
-                FeatureKind.CAMERA: hidden[1],
-            }[key.kind]
-        if key.kind is FeatureKind.PATCH:
-            return tokens.unflatten(0, features.grid)  # (h, w, D)
-        return tokens
+        The network judges size by angle: the same picture through a lens of twice the focal length
+        shows the scene at twice the distance.
+        """
+        canonical_fx = self._config.canonical_focal * model_camera.width
+        return depth[0].float() * (model_camera.fx / canonical_fx)
 
 
 class _Stopwatch:

@@ -276,6 +276,66 @@ def test_a_backbone_alone_says_what_to_ask_for() -> None:
     assert result.epoch_reason is EpochReason.START
 
 
+@pytest.fixture(scope="module")
+def matching_model() -> OmniStream:
+    """A model that can match, with random weights: good for wiring, not for poses."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(
+        TINY, name="matching", patch_embed="efficientnet_lite0", matching_width=16
+    )
+    return build_model(config).eval()
+
+
+def test_geometric_pose_is_the_default_where_the_model_can(
+    model: OmniStream, matching_model: OmniStream
+) -> None:
+    clip = frames(3)
+    results = [StreamSession(matching_model).step(clip[0])]
+    assert results[0].pose is not None
+    assert results[0].pose.covariance is not None  # the camera head knows none
+    head = StreamSession(matching_model, pose="head").step(clip[0])
+    assert head.pose is not None
+    assert head.pose.covariance is None
+    with pytest.raises(ValueError, match="'tiny' has no matching head"):
+        StreamSession(model, pose="geometric")
+    with pytest.raises(ValueError, match="pose must be one of"):
+        StreamSession(model, pose="magic")
+
+
+def test_geometric_pose_computes_depth_for_keyframes_only(
+    matching_model: OmniStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    original = matching_model.predict
+
+    def record(features: object, **what: bool) -> object:
+        asked.append(what.get("depth", True))
+        return original(features, **what)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(matching_model, "predict", record)
+    session = StreamSession(matching_model, pose="geometric")
+    frame = frames(1)[0]
+    session.step(frame, Outputs(depth=False))
+    assert asked == [False, True]
+    for i in range(1, 3):  # nothing moves
+        result = session.step(at(frame, frame.stamp_ns + i), Outputs(depth=False))
+        assert result.depth is None
+    assert asked.count(True) == 1 or not result.pose.tracked  # type: ignore[union-attr]
+
+
+def test_geometric_streams_are_saved_and_restored(matching_model: OmniStream) -> None:
+    first, second = StreamSession(matching_model), StreamSession(matching_model)
+    clip = frames(8)
+    for frame in clip[:4]:
+        first.step(frame)
+    second.load_state_dict(first.state_dict())
+    for frame in clip[4:]:
+        assert_same(first.step(frame), second.step(frame))
+    other = StreamSession(matching_model, pose="head")
+    with pytest.raises(ValueError, match="create the session with the same `pose`"):
+        other.load_state_dict(first.state_dict())
+
+
 def test_an_unknown_camera(model: OmniStream) -> None:
     clip = frames(4, camera=None)
     session = StreamSession(model)
