@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         _declare_bench,
         _declare_play,
         _declare_record,
+        _declare_render,
         _declare_train,
         _declare_train_matching,
         _declare_card,
@@ -419,6 +420,61 @@ def _run_record(options: argparse.Namespace) -> int:
     from omnistream_ros.nodes.recorder import record
 
     return record(Path(options.bag), options.topics, ["--ros-args", *options.ros_args])
+
+
+# --- render -------------------------------------------------------------------------------------
+
+
+def _declare_render(commands: Any) -> None:
+    command = _add(
+        commands, "render", _run_render, "render furnished rooms: one recording, or training clips"
+    )
+    what = command.add_mutually_exclusive_group(required=True)
+    what.add_argument("--seed", type=int, help="one recording; the same seed, the same clip")
+    what.add_argument(
+        "--clips", metavar="FIRST:LAST", help="training clips of these seeds; goes on where it was"
+    )
+    command.add_argument(
+        "--out", type=Path, required=True, help="folder to write; a recording's must not exist"
+    )
+    command.add_argument("--room", help="kind of room, such as 'living room' (default: random)")
+    command.add_argument("--motion", help="kind of camera path, such as tour (default: random)")
+    command.add_argument("--seconds", type=float, default=6.0, help="default: %(default)s")
+    command.add_argument("--rate", type=float, default=15.0, help="in Hz (default: %(default)s)")
+    command.add_argument("--width", type=int, default=480, help="default: %(default)s")
+    command.add_argument("--height", type=int, default=360, help="default: %(default)s")
+    command.add_argument(
+        "--fov", type=float, default=70.0, help="horizontal, in degrees (default: %(default)s)"
+    )
+    command.add_argument(
+        "--pictures", action="store_true", help="hang pictures installed on this machine"
+    )
+
+
+def _run_render(options: argparse.Namespace) -> None:
+    if options.clips:
+        from omnistream_ros.training.clips import fill, seeds
+
+        fill(options.out, *seeds(options.clips))
+        return
+    from omnistream_ros.training.clip_recording import ClipSettings, render_recording
+
+    settings = ClipSettings(
+        seed=options.seed,
+        kind=options.room,
+        motion=options.motion,
+        seconds=options.seconds,
+        rate=options.rate,
+        width=options.width,
+        height=options.height,
+        fov=options.fov,
+        pictures=options.pictures,
+    )
+    clip = render_recording(settings, options.out)
+    print(
+        f"{options.out}: {len(clip.rgb)} frames of a {clip.scene.room.kind}, "
+        f"motion {clip.motion}, {len(clip.scene.items)} objects"
+    )
 
 
 # --- train --------------------------------------------------------------------------------------

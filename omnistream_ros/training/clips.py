@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rendered clips: one furnished room, one camera path, colour, depth and pose of every frame.
+
+`fill` (`omnistream render --clips FIRST:LAST`) fills a folder with training clips, one file each,
+named by seed; it can be stopped and started again at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from omnistream_ros.training.assets import FurnitureLibrary
+from omnistream_ros.training.camera_path import PathError, make_path
+from omnistream_ros.training.render import Renderer, View
+from omnistream_ros.training.scenes import Scene, SceneMaker
+from omnistream_ros.training.sensor import Sensor, expose
+
+WIDTH, HEIGHT = 192, 144
+_TRIES = 6  # paths tried in a scene before the seed is given up
+
+
+class ClipError(RuntimeError):
+    """A seed gives no clip worth keeping; take another."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What a clip holds.
+
+    rgb (T, H, W, 3) uint8 sRGB; depth (T, H, W) float32 z-depth in metres; poses (T, 4, 4)
+    camera-to-world in optical axes, world = room with z up; intrinsics fx, fy, cx, cy in pixels;
+    stamps (T,) seconds.
+    """
+
+    scene: Scene
+    motion: str
+    rgb: np.ndarray
+    depth: np.ndarray
+    poses: np.ndarray
+    intrinsics: tuple[float, float, float, float]
+    stamps: np.ndarray
+
+    def info(self) -> dict[str, object]:
+        """Seed, room, motion, rate and objects, for captions and statistics."""
+        rate = (len(self.stamps) - 1) / float(self.stamps[-1]) if len(self.stamps) > 1 else 0.0
+        return {
+            "seed": self.scene.seed,
+            "room": self.scene.room.kind,
+            "motion": self.motion,
+            "fps": round(rate, 3),
+            "objects": [item.name for item in self.scene.items],
+        }
+
+
+def pinhole(width: int, height: int, fov: float) -> tuple[float, float, float, float]:
+    """Intrinsics of a camera with square pixels and a horizontal field of view in degrees."""
+    focal = width / 2 / np.tan(np.radians(fov) / 2)
+    return float(focal), float(focal), (width - 1) / 2, (height - 1) / 2
+
+
+def quaternions(rotations: np.ndarray) -> np.ndarray:
+    """Unit quaternions (N, 4) xyzw, w >= 0, of rotation matrices (N, 3, 3)."""
+    # Shepperd (1978): take the largest of the four squares, so that nothing small is divided by.
+    r = rotations
+    trace = np.trace(r, axis1=1, axis2=2)
+    squares = np.stack([*(2 * r[:, i, i] - trace for i in range(3)), trace], 1)  # (N, 4)
+    largest = squares.argmax(axis=1)
+    candidates = np.empty((len(r), 4, 4))
+    d01, d02, d12 = r[:, 0, 1] + r[:, 1, 0], r[:, 0, 2] + r[:, 2, 0], r[:, 1, 2] + r[:, 2, 1]
+    e0, e1, e2 = r[:, 2, 1] - r[:, 1, 2], r[:, 0, 2] - r[:, 2, 0], r[:, 1, 0] - r[:, 0, 1]
+    one = 1 + squares
+    candidates[:, 0] = np.stack([one[:, 0], d01, d02, e0], 1)
+    candidates[:, 1] = np.stack([d01, one[:, 1], d12, e1], 1)
+    candidates[:, 2] = np.stack([d02, d12, one[:, 2], e2], 1)
+    candidates[:, 3] = np.stack([e0, e1, e2, one[:, 3]], 1)
+    q = candidates[np.arange(len(r)), largest]
+    q /= np.linalg.norm(q, axis=1, keepdims=True)
+    return q * np.where(q[:, 3:] < 0, -1.0, 1.0)
+
+
+def training_clip(seed: int, maker: SceneMaker, renderer: Renderer) -> Clip:
+    """The training clip of a seed: random room, path, lens, frame rate and sensor.
+
+    Raises ClipError when the seed gives nothing usable.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 1]))
+    scene = maker.make(seed)
+    frames = int(rng.integers(16, 25))
+    for _ in range(_TRIES):
+        rate = float(np.exp(rng.uniform(np.log(5), np.log(30))))
+        camera = pinhole(renderer.width, renderer.height, rng.uniform(45, 95))
+        try:
+            path = make_path(scene, rng, frames, rate)
+        except PathError as error:
+            raise ClipError(str(error)) from error
+        renderer.load(maker.stage(scene, path.poses[:, :3, 3], camera[0]))
+        if not all(_worth_seeing(renderer.view(path.poses[i], camera)) for i in (0, frames // 2)):
+            continue
+        views = [renderer.view(pose, camera) for pose in path.poses]
+        if not _worth_seeing(views[-1]):
+            continue
+        rgb = expose(views, path.poses, camera, Sensor.random(rng), rng)
+        depth = np.stack([view.depth for view in views])
+        return Clip(scene, path.motion, rgb, depth, path.poses, camera, path.stamps)
+    raise ClipError(f"seed {seed}: no path with anything to see")
+
+
+def _worth_seeing(view: View) -> bool:
+    """Not dark all over, not pressed against one thing, not a single blank surface."""
+    grey = view.radiance.mean(axis=2)
+    level = np.log(grey + 1e-3)
+    return bool(
+        np.median(grey) > 0.012
+        and np.median(view.depth) > 0.45
+        and np.percentile(view.depth, 5) > 0.15
+        and level.std() > 0.18
+    )
+
+
+def write_training_clip(clip: Clip, path: Path) -> None:
+    """Write an uncompressed npz under a temporary name and rename it when complete.
+
+    Keys: rgb, depth float16, poses (T, 7) float32 tx ty tz qx qy qz qw, intrinsics, stamps, info.
+    """
+    poses = np.hstack([clip.poses[:, :3, 3], quaternions(clip.poses[:, :3, :3])])
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            np.savez(
+                file,
+                rgb=clip.rgb,
+                depth=clip.depth.astype(np.float16),
+                poses=poses.astype(np.float32),
+                intrinsics=np.array(clip.intrinsics, np.float32),
+                stamps=clip.stamps,
+                info=np.frombuffer(json.dumps(clip.info()).encode(), np.uint8),
+            )
+        part.rename(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def seeds(text: str) -> tuple[int, int]:
+    """First and last (not included) seed of "FIRST:LAST". Raises ValueError."""
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and last.isdigit() and int(first) < int(last)):
+        raise ValueError(f"expected seeds as FIRST:LAST with FIRST below LAST, got {text!r}")
+    return int(first), int(last)
+
+
+def fill(folder: Path, first: int, last: int) -> None:
+    """Render clips first..last-1 into a folder, skipping those already there; prints the rate."""
+    folder.mkdir(parents=True, exist_ok=True)
+    maker = SceneMaker(FurnitureLibrary())
+    renderer = Renderer(WIDTH, HEIGHT)
+    start, cpu, frames = time.monotonic(), time.process_time(), 0
+    for seed in range(first, last):
+        path = folder / f"clip_{seed:06d}.npz"
+        if path.is_file() and zipfile.is_zipfile(path):
+            continue
+        try:
+            clip = training_clip(seed, maker, renderer)
+        except ClipError as error:
+            print(f"clip {seed} left out: {error}", flush=True)
+            continue
+        write_training_clip(clip, path)
+        frames += len(clip.rgb)
+        if seed % 10 == 0:
+            wall, used = time.monotonic() - start, time.process_time() - cpu
+            print(
+                f"clip {seed}: {frames} frames in {wall:.0f} s, {frames / wall:.1f} frames/s "
+                f"({frames / used:.1f} per second of processor time)",
+                flush=True,
+            )
+    renderer.close()
+
+
+def contact_sheet(folder: Path, target: Path, count: int = 40, seed: int = 0) -> None:
+    """A picture of random clips of a folder: the middle frame of each over its depth."""
+    files = sorted(folder.glob("clip_*.npz"))
+    if not files:
+        raise ClipError(f"no clips in {folder}: render some first")
+    chosen = np.random.default_rng(seed).permutation(len(files))[:count]
+    cells = []
+    for number in sorted(chosen):
+        with np.load(files[number]) as clip:
+            middle = len(clip["rgb"]) // 2
+            colour = clip["rgb"][middle]
+            nearness = 1 / clip["depth"][middle].astype(np.float32).clip(0.4, 12)
+        shown = ((nearness - 1 / 12) / (1 / 0.4 - 1 / 12)) ** 0.7 * 255
+        depth = cv2.applyColorMap(shown.astype(np.uint8), cv2.COLORMAP_INFERNO)
+        cells.append(np.vstack([colour[..., ::-1], depth]))
+    columns = 8
+    cells += [np.zeros_like(cells[0])] * (-len(cells) % columns)
+    rows = [np.hstack(cells[i : i + columns]) for i in range(0, len(cells), columns)]
+    cv2.imwrite(str(target), np.vstack(rows))

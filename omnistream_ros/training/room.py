@@ -1,0 +1,428 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The empty room: outline, walls with doors and windows, finishes, what is seen outside.
+
+Corners run counter-clockwise (x, y) in metres; the floor is z = 0. Wall i goes from corner i to
+corner i + 1, and its frame has x along the wall, y into the room, z up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from omnistream_ros.training import textures
+from omnistream_ros.training.mesh import Mesh, MeshBuilder, Paint
+from omnistream_ros.training.render import Light
+from omnistream_ros.training.textures import Rng
+
+_WALL_THICKNESS = 0.14
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A hole in a wall from s0 to s1 along it and z0 to z1: "door", "passage" or "window"."""
+
+    wall: int
+    s0: float
+    s1: float
+    z0: float
+    z1: float
+    kind: str
+
+
+@dataclass(frozen=True)
+class Room:
+    """corners (N, 2) float64 counter-clockwise, height in metres, openings."""
+
+    kind: str
+    corners: np.ndarray
+    height: float
+    openings: tuple[Opening, ...]
+
+    @property
+    def walls(self) -> int:
+        return len(self.corners)
+
+    def length(self, wall: int) -> float:
+        return float(np.linalg.norm(self.corners[(wall + 1) % self.walls] - self.corners[wall]))
+
+    def frame(self, wall: int) -> np.ndarray:
+        """Wall frame to world (4, 4)."""
+        start, end = self.corners[wall], self.corners[(wall + 1) % self.walls]
+        along = (end - start) / np.linalg.norm(end - start)
+        axes = np.eye(4)
+        axes[:2, 0] = along
+        axes[:2, 1] = (-along[1], along[0])
+        axes[:2, 3] = start
+        return axes
+
+    def wall_distance(self, points: np.ndarray) -> np.ndarray:
+        """Distance of (N, 2) points to the nearest wall, negative outside the room; (N,)."""
+        start = self.corners
+        edge = np.roll(start, -1, axis=0) - start  # (W, 2)
+        to = points[:, None] - start[None]  # (N, W, 2)
+        t = np.clip((to * edge).sum(-1) / (edge * edge).sum(-1), 0, 1)
+        distance = np.linalg.norm(to - t[..., None] * edge, axis=-1).min(axis=1)
+        end_y = start[:, 1] + edge[:, 1]
+        crosses = (start[:, 1] > points[:, 1:2]) != (end_y > points[:, 1:2])
+        slope = edge[:, 0] / np.where(edge[:, 1] == 0, 1e-12, edge[:, 1])
+        left = points[:, 0:1] < start[:, 0] + (points[:, 1:2] - start[:, 1]) * slope
+        inside = (crosses & left).sum(axis=1) % 2 == 1
+        return np.where(inside, distance, -distance)
+
+    def outer(self, wall: int) -> bool:
+        """Whether the wall bounds the room's convex hull, so that outside is free space."""
+        inward = self.frame(wall)[:2, 1]
+        return bool(((self.corners - self.corners[wall]) @ inward > -1e-6).all())
+
+
+# Floor area (m^2) and height (m) by kind of room; corridors are long and narrow.
+SIZES = {
+    "living room": ((12, 40), (2.4, 3.2)),
+    "bedroom": ((8, 24), (2.3, 2.9)),
+    "kitchen": ((6, 22), (2.3, 2.9)),
+    "office": ((8, 60), (2.4, 3.4)),
+    "bathroom": ((3.5, 12), (2.2, 2.8)),
+    "dining room": ((9, 35), (2.4, 3.2)),
+    "corridor": ((6, 30), (2.3, 3.0)),
+    "storage room": ((5, 40), (2.2, 4.0)),
+    "classroom": ((25, 80), (2.6, 4.0)),
+}
+
+
+def make_room(kind: str, rng: Rng) -> Room:
+    """A random outline of the kind's size: rectangle, L, cut corner or slightly skewed."""
+    (small, large), heights = SIZES[kind]
+    area = np.exp(rng.uniform(np.log(small), np.log(large)))
+    ratio = rng.uniform(3.0, 7.0) if kind == "corridor" else rng.uniform(1.0, 1.9)
+    width, depth = np.sqrt(area * ratio), np.sqrt(area / ratio)
+    if kind == "corridor":
+        depth = float(np.clip(depth, 1.3, 2.6))
+    corners = np.array([[0, 0], [width, 0], [width, depth], [0, depth]], np.float64)
+    shape = rng.random()
+    if kind != "corridor":
+        if shape < 0.2:
+            cut = rng.uniform(0.25, 0.5, 2) * (width, depth)
+            corners = np.array(
+                [
+                    [width - cut[0], depth - cut[1]],  # the reflex corner first: fans start there
+                    [width - cut[0], depth],
+                    [0, depth],
+                    [0, 0],
+                    [width, 0],
+                    [width, depth - cut[1]],
+                ]
+            )
+        elif shape < 0.3:
+            cut = rng.uniform(0.15, 0.35, 2) * (width, depth)
+            corners = np.array(
+                [[0, 0], [width, 0], [width, depth - cut[1]], [width - cut[0], depth], [0, depth]]
+            )
+        elif shape < 0.45:
+            corners += rng.uniform(-0.08, 0.08, (4, 2)) * (width, depth)
+    room = Room(kind, corners - corners.mean(axis=0), rng.uniform(*heights), ())
+    return Room(room.kind, room.corners, room.height, tuple(_openings(room, rng)))
+
+
+def _openings(room: Room, rng: Rng) -> list[Opening]:
+    openings: list[Opening] = []
+
+    def add(kind: str, width: float, z0: float, z1: float) -> None:
+        walls = [w for w in range(room.walls) if room.outer(w) and room.length(w) > width + 0.5]
+        for _ in range(8):
+            if not walls:
+                return
+            wall = int(rng.choice(walls))
+            s0 = rng.uniform(0.2, room.length(wall) - width - 0.2)
+            taken = [o for o in openings if o.wall == wall]
+            if all(s0 + width + 0.15 < o.s0 or s0 > o.s1 + 0.15 for o in taken):
+                openings.append(Opening(wall, s0, s0 + width, z0, z1, kind))
+                return
+
+    for _ in range(int(rng.integers(1, 4 if room.kind == "corridor" else 3))):
+        kind = "passage" if rng.random() < 0.3 else "door"
+        wide = rng.uniform(0.75, 1.0) if rng.random() < 0.8 else rng.uniform(1.2, 1.8)
+        add(kind, wide, 0.0, rng.uniform(1.95, 2.1))
+    for _ in range(int(rng.choice([0, 1, 1, 2, 2, 3]))):
+        sill = rng.choice([rng.uniform(0.7, 1.1), 0.15], p=[0.85, 0.15])
+        add("window", rng.uniform(0.6, 2.2), sill, min(room.height - 0.15, rng.uniform(1.8, 2.3)))
+    return openings
+
+
+@dataclass(frozen=True)
+class Shell:
+    """The room's own mesh, and the light that enters by its windows."""
+
+    mesh: Mesh
+    lights: tuple[Light, ...]
+
+
+class _Finish:
+    """Hands out image layers for the textures a room uses."""
+
+    def __init__(self) -> None:
+        self.images: list[np.ndarray] = []
+
+    def paint(self, texture: textures.Texture, colour: float = 1.0, emission: float = 0.0) -> Paint:
+        self.images.append(texture[0])
+        return Paint((colour,) * 3, len(self.images) - 1, texture[1], emission)
+
+
+def build_shell(room: Room, rng: Rng, pictures: bool, daylight: float) -> Shell:
+    """Build floor, ceiling, walls, doors, windows and the view outside.
+
+    `pictures` allows installed wallpapers as posters and views; `daylight` is the radiance outside
+    relative to a lit wall, 0 at night.
+    """
+    finish, builder = _Finish(), MeshBuilder()
+    wet = room.kind in ("bathroom", "kitchen")
+    walls: tuple[Callable[[Rng], textures.Texture], ...] = (
+        textures.WET_WALLS if wet else textures.WALLS
+    )
+    main = finish.paint(walls[rng.integers(len(walls))](rng))
+    accent = finish.paint(walls[rng.integers(len(walls))](rng)) if rng.random() < 0.4 else main
+    floor = finish.paint(textures.FLOORS[rng.integers(len(textures.FLOORS))](rng))
+    ceiling = finish.paint(textures.plaster(rng)) if rng.random() < 0.3 else Paint((0.9, 0.9, 0.88))
+    if rng.random() < 0.2:
+        ceiling = finish.paint(textures.tiles(rng))
+    wood = finish.paint(textures.grain(rng))
+    trim = wood if rng.random() < 0.4 else Paint(tuple(textures.hue(rng, 0.3, 0.95, 0.2)))
+
+    flat = np.zeros((room.walls, 1))
+    builder.polygon(np.hstack([room.corners, flat]), floor)
+    builder.polygon(np.hstack([room.corners, flat + room.height]), ceiling)
+    lights: list[Light] = []
+    skirting = rng.uniform(0.04, 0.14) if rng.random() < 0.7 else 0.0
+    accent_wall = int(rng.integers(room.walls))
+    for wall in range(room.walls):
+        axes = room.frame(wall)
+        openings = [o for o in room.openings if o.wall == wall]
+        paint = accent if wall == accent_wall else main
+        _wall(builder, room, wall, openings, paint, trim, skirting)
+        for opening in openings:
+            if opening.kind == "window":
+                lights += _window(builder, finish, opening, axes, trim, rng, pictures, daylight)
+            elif opening.kind == "door":
+                leaf = (
+                    wood if rng.random() < 0.5 else Paint(tuple(textures.hue(rng, 0.3, 0.95, 0.3)))
+                )
+                _door(builder, opening, axes, leaf, trim, rng)
+            else:
+                _passage(builder, opening, axes, main, floor, ceiling, trim, rng)
+        if pictures or rng.random() < 0.7:
+            _posters(builder, finish, room, wall, openings, trim, rng, pictures)
+    if rng.random() < 0.2 and room.kind != "corridor":
+        _beams(builder, room, trim, rng)
+    images = np.stack(finish.images)
+    return Shell(builder.mesh(images), tuple(lights))
+
+
+def _quad(axes: np.ndarray, s0: float, s1: float, z0: float, z1: float, y: float) -> np.ndarray:
+    """A rectangle parallel to the wall, from top left as seen from inside: (4, 3) in the world."""
+    local = np.array([[s1, y, z1], [s0, y, z1], [s0, y, z0], [s1, y, z0]])
+    return local @ axes[:3, :3].T + axes[:3, 3]
+
+
+def _wall(
+    builder: MeshBuilder,
+    room: Room,
+    wall: int,
+    openings: list[Opening],
+    paint: Paint,
+    trim: Paint,
+    skirting: float,
+) -> None:
+    axes, height = room.frame(wall), room.height
+    s = 0.0
+    for opening in [*sorted(openings, key=lambda o: o.s0), None]:
+        end = room.length(wall) if opening is None else opening.s0
+        builder.polygon(_quad(axes, s, end, 0, height, 0), paint)
+        if skirting:
+            low, high = np.array([s, 0, 0]), np.array([end, 0.012, skirting])
+            builder.box(low, high, axes, trim)
+        if opening is None:
+            return
+        builder.polygon(_quad(axes, opening.s0, opening.s1, opening.z1, height, 0), paint)
+        if opening.z0 > 0:
+            builder.polygon(_quad(axes, opening.s0, opening.s1, 0, opening.z0, 0), paint)
+        for a, b, z0, z1 in (  # the four sides of the hole
+            (opening.s0, opening.s0 + 1e-4, opening.z0, opening.z1),
+            (opening.s1 - 1e-4, opening.s1, opening.z0, opening.z1),
+            (opening.s0, opening.s1, opening.z0 - 1e-4, opening.z0),
+            (opening.s0, opening.s1, opening.z1, opening.z1 + 1e-4),
+        ):
+            low, high = np.array([a, -_WALL_THICKNESS, z0]), np.array([b, 0, z1])
+            builder.box(low, high, axes, paint)
+        s = opening.s1
+
+
+def _frame(
+    builder: MeshBuilder, o: Opening, axes: np.ndarray, paint: Paint, y0: float, y1: float, w: float
+) -> None:
+    """A frame of width w around an opening, between y0 and y1 (into the room)."""
+    for a, b, z0, z1 in (
+        (o.s0 - w, o.s0, o.z0, o.z1 + w),
+        (o.s1, o.s1 + w, o.z0, o.z1 + w),
+        (o.s0, o.s1, o.z1, o.z1 + w),
+    ):
+        builder.box(np.array([a, y0, z0]), np.array([b, y1, z1]), axes, paint)
+
+
+def _door(
+    builder: MeshBuilder, o: Opening, axes: np.ndarray, leaf: Paint, trim: Paint, rng: Rng
+) -> None:
+    _frame(builder, o, axes, trim, -0.02, 0.015, rng.uniform(0.05, 0.1))
+    back = -rng.uniform(0.03, 0.08)
+    builder.box(np.array([o.s0, back - 0.04, 0]), np.array([o.s1, back, o.z1]), axes, leaf)
+    panels = int(rng.integers(0, 4))
+    width = o.s1 - o.s0
+    for i in range(panels):
+        z0, z1 = (np.array([i, i + 1]) / panels) * (o.z1 - 0.2) + 0.1
+        low = np.array([o.s0 + 0.12 * width, back, z0 + 0.06])
+        high = np.array([o.s1 - 0.12 * width, back + 0.012, z1 - 0.06])
+        builder.box(low, high, axes, leaf)
+    s = o.s0 + 0.05 if rng.random() < 0.5 else o.s1 - 0.17
+    low, high = np.array([s, back, 1.0]), np.array([s + 0.12, back + 0.05, 1.02])
+    builder.box(low, high, axes, Paint((0.7, 0.7, 0.72)))
+
+
+def _passage(
+    builder: MeshBuilder,
+    o: Opening,
+    axes: np.ndarray,
+    wall: Paint,
+    floor: Paint,
+    ceiling: Paint,
+    trim: Paint,
+    rng: Rng,
+) -> None:
+    """An open door to a bare room behind, a little lit by itself."""
+    _frame(builder, o, axes, trim, -0.02, 0.015, rng.uniform(0.04, 0.1))
+    left, right = o.s0 - rng.uniform(0.1, 2.0), o.s1 + rng.uniform(0.1, 2.0)
+    back, top = -rng.uniform(1.2, 4.0) - _WALL_THICKNESS, o.z1 + rng.uniform(0.05, 0.6)
+    front = -_WALL_THICKNESS
+    glow = rng.uniform(0.1, 0.8)
+
+    def face(points: list[list[float]], paint: Paint) -> None:
+        world = np.array(points) @ axes[:3, :3].T + axes[:3, 3]
+        lit = Paint(paint.colour, paint.layer, paint.period, glow * rng.uniform(0.6, 1.0))
+        builder.polygon(world, lit)
+
+    face([[left, 0, 0], [right, 0, 0], [right, back, 0], [left, back, 0]], floor)
+    face([[left, front, top], [right, front, top], [right, back, top], [left, back, top]], ceiling)
+    face([[left, back, 0], [right, back, 0], [right, back, top], [left, back, top]], wall)
+    face([[left, front, 0], [left, back, 0], [left, back, top], [left, front, top]], wall)
+    face([[right, front, 0], [right, back, 0], [right, back, top], [right, front, top]], wall)
+
+
+def _window(
+    builder: MeshBuilder,
+    finish: _Finish,
+    o: Opening,
+    axes: np.ndarray,
+    trim: Paint,
+    rng: Rng,
+    pictures: bool,
+    daylight: float,
+) -> list[Light]:
+    """Frame, bars, and a curtain or the view outside; returns the light it lets in."""
+    _frame(builder, o, axes, trim, -0.02, 0.02, rng.uniform(0.03, 0.08))
+    bars = int(rng.integers(1, 4))
+    width = (o.s1 - o.s0) / bars
+    for i in range(bars + 1):
+        s = o.s0 + i * width
+        low, high = np.array([s - 0.025, -0.1, o.z0]), np.array([s + 0.025, -0.05, o.z1])
+        builder.box(low, high, axes, trim)
+    for z in (o.z0, o.z1, *([(o.z0 + o.z1) / 2] if rng.random() < 0.3 else [])):
+        low, high = np.array([o.s0, -0.1, z - 0.03]), np.array([o.s1, -0.05, z + 0.03])
+        builder.box(low, high, axes, trim)
+    if rng.random() < 0.5:  # sill
+        low, high = np.array([o.s0 - 0.05, -0.14, o.z0 - 0.03]), np.array([o.s1 + 0.05, 0.12, o.z0])
+        builder.box(low, high, axes, trim)
+
+    through = 1.0
+    glow = max(daylight, 0.03)
+    if rng.random() < 0.35:  # curtain, blind or frosted glass
+        through = rng.uniform(0.2, 0.7)
+        cloth = finish.paint(textures.fabric(rng), 1.0, 0.5 * glow * through)
+        if rng.random() < 0.5:
+            cloth = Paint(tuple(textures.hue(rng, 0.6, 1.0, 0.2)), -1, 1.0, 0.6 * glow * through)
+        builder.polygon(_quad(axes, o.s0, o.s1, o.z0, o.z1, -0.11), cloth)
+    else:
+        distance = -rng.uniform(3, 14)
+        reach = 4 * abs(distance)
+        view = textures.picture(rng, 2.0) if pictures and rng.random() < 0.6 else None
+        if view is None:
+            sky = np.linspace(1.0, 0.75, 256)[:, None] * [0.8, 0.9, 1.0]
+            ground = np.linspace(0.5, 0.3, 256)[:, None] * textures.hue(rng, 0.4, 0.9, 0.5)
+            row = np.where(np.arange(256)[:, None] < 140, sky, ground)
+            field = textures.noise(rng, 1.3)
+            far = np.clip(row[:, None] * (1 + 0.12 * field[..., None]), 0, 1) * 255
+            view = np.dstack([far, np.full((256, 256), 255)]).astype(np.uint8)
+        paint = finish.paint((view, 1.0), 1.0, glow)
+        s = (o.s0 + o.s1) / 2
+        corners = _quad(axes, s - reach, s + reach, 1.5 - reach / 2, 1.5 + reach / 2, distance)
+        builder.picture(corners, paint)
+    centre = axes @ [(o.s0 + o.s1) / 2, 0.02, (o.z0 + o.z1) / 2, 1.0]
+    area = (o.s1 - o.s0) * (o.z1 - o.z0)
+    strength = area * daylight * through * 0.35
+    if strength <= 0:
+        return []
+    colour = strength * np.array([1.0, rng.uniform(0.92, 1.0), rng.uniform(0.85, 1.1)])
+    aim = axes[:3, 1] + [0, 0, -rng.uniform(0.1, 0.5)]
+    aim /= np.linalg.norm(aim)
+    return [Light(tuple(centre[:3]), tuple(colour), tuple(aim), 140.0)]
+
+
+def _posters(
+    builder: MeshBuilder,
+    finish: _Finish,
+    room: Room,
+    wall: int,
+    openings: list[Opening],
+    trim: Paint,
+    rng: Rng,
+    pictures: bool,
+) -> None:
+    """Pictures and notices on a wall, clear of its openings and of each other."""
+    axes = room.frame(wall)
+    taken = [(o.s0, o.s1) for o in openings]
+    for _ in range(int(rng.choice([0, 0, 1, 1, 2, 3, 5]))):
+        width = np.exp(rng.uniform(np.log(0.2), np.log(1.6)))
+        aspect = rng.uniform(0.6, 1.9)
+        height = width / aspect
+        if width > room.length(wall) - 0.3 or height > 1.5:
+            continue
+        s = rng.uniform(0.1, room.length(wall) - width - 0.1)
+        if any(s < b + 0.1 and s + width > a - 0.1 for a, b in taken):
+            continue
+        taken.append((s, s + width))
+        z = float(np.clip(rng.normal(1.5, 0.2) - height / 2, 0.3, room.height - height - 0.1))
+        image = textures.picture(rng, aspect) if pictures and rng.random() < 0.75 else None
+        if image is None:
+            maker = textures.print_page if rng.random() < 0.5 else textures.wallpaper
+            image = maker(rng)[0]
+        border = rng.uniform(0.01, 0.06) if rng.random() < 0.7 else 0.0
+        depth = rng.uniform(0.01, 0.03)
+        if border:
+            low = np.array([s - border, 0, z - border])
+            high = np.array([s + width + border, depth - 0.002, z + height + border])
+            builder.box(low, high, axes, trim)
+        corners = _quad(axes, s, s + width, z, z + height, depth)
+        builder.picture(corners, finish.paint((image, 1.0)))
+
+
+def _beams(builder: MeshBuilder, room: Room, paint: Paint, rng: Rng) -> None:
+    """Beams under the ceiling, along the first wall's direction."""
+    axes = room.frame(0)
+    local = (room.corners - axes[:2, 3]) @ axes[:2, :2]
+    low, high = local.min(axis=0), local.max(axis=0)
+    if room.walls != 4:
+        return
+    depth = rng.uniform(0.08, 0.25)
+    for y in np.arange(low[1] + 0.6, high[1] - 0.3, rng.uniform(0.9, 1.8)):
+        a = np.array([low[0] + 0.05, y, room.height - depth])
+        b = np.array([high[0] - 0.05, y + rng.uniform(0.08, 0.2), room.height + 0.01])
+        builder.box(a, b, axes, paint)

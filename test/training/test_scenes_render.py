@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rendering: exact depth, agreement of pose and depth, reproducible scenes, recordings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from omnistream_ros.evaluation.recordings import open_recording
+from omnistream_ros.training.assets import AssetError, FurnitureLibrary, attribution
+from omnistream_ros.training.camera_path import make_path
+from omnistream_ros.training.clip_recording import ClipSettings, render_clip, write_recording
+from omnistream_ros.training.clips import (
+    ClipError,
+    pinhole,
+    training_clip,
+    write_training_clip,
+)
+from omnistream_ros.training.mesh import MeshBuilder, Paint
+from omnistream_ros.training.render import Instance, Light, Renderer, RenderError, Stage, look_at
+from omnistream_ros.training.scenes import SceneMaker
+
+WIDTH, HEIGHT = 96, 72
+
+
+@pytest.fixture(scope="module")
+def renderer():
+    try:
+        made = Renderer(WIDTH, HEIGHT)
+    except RenderError as error:
+        pytest.skip(str(error))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def maker() -> SceneMaker:
+    try:
+        return SceneMaker(FurnitureLibrary(), pictures=False)
+    except AssetError as error:
+        pytest.skip(str(error))
+
+
+def plain_stage(builder: MeshBuilder, lights: tuple[Light, ...] = ()) -> Stage:
+    mesh = builder.mesh(np.zeros((0, 256, 256, 4), np.uint8))
+    grain = np.full((256, 256, 4), 128, np.uint8)
+    return Stage([Instance(mesh, np.eye(4))], lights, (0.3,) * 3, (0.3,) * 3, grain)
+
+
+def warped_depth_error(depth: np.ndarray, poses: np.ndarray, camera) -> np.ndarray:
+    """Relative difference (H, W) of depth carried from view 1 into view 0 to depth seen there.
+
+    NaN where it leaves the image. Points between pixels are compared to bilinear inverse depth,
+    which is exact on planes.
+    """
+    fx, fy, cx, cy = camera
+    height, width = depth.shape[1:]
+    v, u = np.mgrid[0:height, 0:width]
+    rays = np.stack([(u - cx) / fx, (v - cy) / fy, np.ones_like(u, float)], -1)
+    world = (rays * depth[1][..., None]) @ poses[1, :3, :3].T + poses[1, :3, 3]
+    there = (world - poses[0, :3, 3]) @ poses[0, :3, :3]
+    x, y = fx * there[..., 0] / there[..., 2] + cx, fy * there[..., 1] / there[..., 2] + cy
+    seen = (x > 0) & (x < width - 1.001) & (y > 0) & (y < height - 1.001) & (there[..., 2] > 0)
+    i, j = np.where(seen, y, 0).astype(int), np.where(seen, x, 0).astype(int)
+    a, b = np.where(seen, y, 0) - i, np.where(seen, x, 0) - j
+    inverse = 1 / depth[0]
+    found = (
+        inverse[i, j] * (1 - a) * (1 - b)
+        + inverse[i, j + 1] * (1 - a) * b
+        + inverse[i + 1, j] * a * (1 - b)
+        + inverse[i + 1, j + 1] * a * b
+    )
+    return np.where(seen, np.abs(there[..., 2] * found - 1), np.nan)
+
+
+def test_depth_of_a_slanted_plane_is_exact(renderer: Renderer) -> None:
+    builder = MeshBuilder()
+    corners = np.array([[-20, -20, 0.0], [20, -20, 0], [20, 20, 0], [-20, 20, 0]])
+    builder.polygon(corners, Paint())
+    renderer.load(plain_stage(builder))
+    camera = pinhole(WIDTH, HEIGHT, 70)
+    pose = look_at(np.array([0.3, -1.0, 1.4]), np.array([0.8, 1.0, 0.0]))
+    depth = renderer.view(pose, camera).depth
+    fx, fy, cx, cy = camera
+    v, u = np.mgrid[0:HEIGHT, 0:WIDTH]
+    rays = np.stack([(u - cx) / fx, (v - cy) / fy, np.ones_like(u, float)], -1) @ pose[:3, :3].T
+    true = -1.4 / rays[..., 2]
+    hit = (true > 0.1) & (true < 4)  # beyond, one pixel spans more than an edge's 5 %
+    assert hit.mean() > 0.6
+    assert np.abs(depth / true - 1)[hit].max() < 1e-3
+    assert np.median(np.abs(depth / true - 1)[hit]) < 5e-5
+
+
+def test_edges_belong_to_one_side_and_not_to_the_air_between(renderer: Renderer) -> None:
+    builder = MeshBuilder()
+    far = np.array([[3, 9, -9], [3, -9, -9], [3, -9, 9.0], [3, 9, 9]])
+    near = np.array([[1, 0.4, -0.3], [1, -0.2, -0.33], [1, -0.25, 0.3], [1, 0.35, 0.35]])
+    builder.polygon(far, Paint())
+    builder.polygon(near, Paint())
+    renderer.load(plain_stage(builder))
+    pose = look_at(np.zeros(3), np.array([1.0, 0, 0]))
+    depth = renderer.view(pose, pinhole(WIDTH, HEIGHT, 80)).depth
+    assert (np.abs(depth - 1) < 1e-3).any()
+    assert ((np.abs(depth - 1) < 2e-3) | (np.abs(depth - 3) < 6e-3)).all()
+
+
+def test_light_falls_off_and_shadows_fall(renderer: Renderer) -> None:
+    builder = MeshBuilder()
+    floor = np.array([[-5, -5, 0.0], [5, -5, 0], [5, 5, 0], [-5, 5, 0]])
+    builder.polygon(floor, Paint((1.0, 1.0, 1.0)))
+    builder.box(np.array([-0.3, -0.3, 1.0]), np.array([0.3, 0.3, 1.1]), np.eye(4), Paint())
+    lamp = Light((0.0, 0.0, 2.0), (4.0, 4.0, 4.0), None, 150.0)
+    camera = pinhole(WIDTH, HEIGHT, 60)
+    pose = look_at(np.array([0.0, -3.0, 0.9]), np.array([0.0, 0.0, 0.0]))
+    looks = []
+    for view in (None, 150.0):
+        light = Light(lamp.position, lamp.colour, None, view)
+        renderer.load(plain_stage(builder, (light,)))
+        looks.append(renderer.view(pose, camera))
+    row, column = HEIGHT // 2, WIDTH // 2  # the floor's origin, under the box
+    assert looks[0].depth[row, column] == pytest.approx(np.hypot(3, 0.9), rel=0.02)
+    shaded = looks[1].radiance[row, column].mean() / looks[0].radiance[row, column].mean()
+    assert shaded < 0.5
+    beside = looks[1].radiance[row, 4].mean() / looks[0].radiance[row, 4].mean()
+    assert beside == pytest.approx(1, abs=0.1)
+    assert looks[0].radiance[row, column].mean() > 1.3 * looks[0].radiance[row, 2].mean()
+
+
+def test_a_scene_is_the_same_for_the_same_seed_and_nothing_overlaps(maker: SceneMaker) -> None:
+    first, again, other = (maker.make(seed, "office") for seed in (7, 7, 8))
+    assert first.items == again.items
+    assert first.items
+    np.testing.assert_array_equal(first.shell.vertices, again.shell.vertices)
+    np.testing.assert_array_equal(first.shell.images, again.shell.images)
+    assert first.items != other.items
+    for item in first.items:
+        assert first.room.wall_distance(item.corners()).min() > -0.01, item
+        assert -0.001 <= item.position[2] < first.room.height
+    with pytest.raises(ValueError, match="no room kind 'cave'"):
+        maker.make(0, "cave")
+
+
+def test_pose_and_depth_agree_between_frames_of_a_furnished_room(maker, renderer) -> None:
+    camera = pinhole(WIDTH, HEIGHT, 70)
+    medians = []
+    for seed in (10_000_016, 10_000_001):
+        scene = maker.make(seed, "living room")
+        path = make_path(scene, np.random.default_rng(seed), 8, 10.0, "wander")
+        renderer.load(maker.stage(scene))
+        depth = np.stack([renderer.view(pose, camera).depth for pose in path.poses[[0, 2]]])
+        assert np.isfinite(depth).all()
+        assert (depth > 0).all()
+        medians.append(np.nanmedian(warped_depth_error(depth, path.poses[[0, 2]], camera)))
+    assert max(medians) < 1e-3
+
+
+def test_training_clips_are_written_whole_and_read_back(maker, renderer, tmp_path: Path) -> None:
+    seed, clip = 10_000_020, None
+    while clip is None:
+        try:
+            clip = training_clip(seed, maker, renderer)
+        except ClipError:
+            seed += 1
+    write_training_clip(clip, tmp_path / "clip_000001.npz")
+    assert [p.name for p in tmp_path.iterdir()] == ["clip_000001.npz"]
+    with np.load(tmp_path / "clip_000001.npz") as stored:
+        assert stored["rgb"].shape == (len(clip.rgb), HEIGHT, WIDTH, 3)
+        assert stored["rgb"].std() > 5, "not a blank picture"
+        np.testing.assert_allclose(stored["depth"], clip.depth, rtol=1e-3)
+        np.testing.assert_allclose(np.linalg.norm(stored["poses"][:, 3:], axis=1), 1, atol=1e-6)
+        assert 45 <= 2 * np.degrees(np.arctan(WIDTH / 2 / stored["intrinsics"][0])) <= 95.01
+
+
+def test_a_recording_reads_back_as_it_was_rendered(maker, renderer, tmp_path: Path) -> None:
+    wanted = ClipSettings(
+        10_000_016, "living room", "tour", seconds=0.3, rate=10.0, width=96, height=72
+    )
+    clip = render_clip(wanted, maker.library)
+    credits = attribution(maker.used(clip.scene))
+    write_recording(clip, tmp_path / "clip", credits)
+    recording = open_recording(tmp_path / "clip")
+    frames = list(recording.frames())
+    assert len(frames) == 3
+    assert frames[0].image.shape == (72, 96, 3)
+    assert frames[0].intrinsics is not None
+    assert frames[0].intrinsics.fx == pytest.approx(clip.intrinsics[0])
+    assert np.abs(frames[1].image.astype(int) - clip.rgb[1]).mean() < 8
+    depths = list(recording.depths())
+    assert [d.stamp_ns for d in depths] == [f.stamp_ns for f in frames]
+    assert depths[0].depth.shape == (36, 48)
+    assert depths[0].intrinsics is not None
+    assert depths[0].intrinsics.cx == pytest.approx(23.5)
+    assert np.nanmedian(np.abs(depths[0].depth / clip.depth[0][::2, ::2] - 1)) < 0.02
+    trajectory = recording.trajectory()
+    assert trajectory is not None
+    np.testing.assert_allclose(trajectory.translations, clip.poses[:, :3, 3], atol=1e-9)
+    with pytest.raises(FileExistsError, match="remove it or choose another"):
+        write_recording(clip, tmp_path / "clip", credits)
+    assert "CC BY 3.0" in (tmp_path / "clip" / "ATTRIBUTION.txt").read_text()
