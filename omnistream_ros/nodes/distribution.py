@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 from geometry_msgs.msg import Transform, TransformStamped
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image, PointCloud2, PointField
 from std_msgs.msg import Header
@@ -92,7 +93,7 @@ def byte_array(values: np.ndarray) -> array.array:
     a VGA image); an ``array.array('B')`` is taken as it is.
     """
     data = array.array("B")
-    data.frombytes(values.reshape(-1).view(np.uint8))
+    data.frombytes(values.reshape(-1).view(np.uint8).data)
     return data
 
 
@@ -126,6 +127,8 @@ def fill_transform(motion: np.ndarray, translation: object, rotation: object) ->
 class Broadcaster(Protocol):
     """What tf2_ros.TransformBroadcaster and its stand-in have in common."""
 
+    pub_tf: Publisher
+
     def sendTransform(self, transform: TransformStamped) -> None: ...  # noqa: N802
 
 
@@ -148,14 +151,14 @@ def transform_broadcaster(node: Node) -> Broadcaster:
 
 def destroy_broadcaster(node: Node, broadcaster: Broadcaster) -> None:
     """Take the broadcaster's publisher off the node again."""
-    node.destroy_publisher(broadcaster.pub_tf)  # type: ignore[attr-defined]
+    node.destroy_publisher(broadcaster.pub_tf)
 
 
 def point_cloud(header: Header, points: np.ndarray) -> PointCloud2:
     """An unordered cloud of xyz points (N, 3) float32, fields x, y, z."""
+    points = np.ascontiguousarray(points, np.float32)
     if _point_cloud2 is not None:
         return _point_cloud2.create_cloud_xyz32(header, points)
-    points = np.ascontiguousarray(points, np.float32)
     fields = [
         PointField(name=name, offset=4 * i, datatype=PointField.FLOAT32, count=1)
         for i, name in enumerate("xyz")

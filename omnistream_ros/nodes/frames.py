@@ -152,6 +152,12 @@ class OdometryFrame:
         )
 
     def _refusal(self, child: str) -> str:
+        if not child:
+            return "the images carry no frame_id: nothing is published on /tf; set it in the driver"
+        if child == self._odom_frame:
+            return (
+                f"'{child}' is odom_frame itself: nothing is published on /tf; rename one of them"
+            )
         other = self._tree.parent(child) or self._moving_parents.get(child)
         if other is None or other == self._odom_frame:
             return ""

@@ -16,6 +16,7 @@ from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import qos_policy_name_from_kind, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, Image
 
 from omnistream_ros.nodes.image_checks import (
@@ -88,22 +89,27 @@ class ImageInput:
         self._waiting_since_s: float | None = None
         self._patient = True
         self._closed = False
-        self._subscriptions = [
-            node.create_subscription(
-                kind,
-                topic,
-                callback,
-                qos_profile_sensor_data,
-                event_callbacks=SubscriptionEventCallbacks(
-                    incompatible_qos=self._incompatible_qos(node.resolve_topic_name(topic)),
-                ),
-                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-            )
-            for kind, topic, callback in (
-                (Image, "image", self._on_image),
-                (CameraInfo, "camera_info", self._on_camera_info),
-            )
-        ]
+        self._subscriptions: list[Subscription] = []
+        try:
+            self._subscribe(Image, "image", self._on_image)
+            self._subscribe(CameraInfo, "camera_info", self._on_camera_info)
+        except Exception:
+            self.close()
+            raise
+
+    def _subscribe(self, kind: type, topic: str, callback: Callable[..., None]) -> None:
+        events = SubscriptionEventCallbacks(
+            incompatible_qos=self._incompatible_qos(self._node.resolve_topic_name(topic))
+        )
+        subscription = self._node.create_subscription(
+            kind,
+            topic,
+            callback,
+            qos_profile_sensor_data,
+            event_callbacks=events,
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )
+        self._subscriptions.append(subscription)
 
     @property
     def topic(self) -> str:

@@ -13,6 +13,7 @@ import enum
 import threading
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
@@ -46,7 +47,7 @@ class ManagedNode(LifecycleNode):
     All four run in the executor's thread.
     """
 
-    def __init__(self, name: str, **kwargs: object) -> None:
+    def __init__(self, name: str, **kwargs: Any) -> None:
         super().__init__(name, **kwargs)
         self.phase = Phase.UNCONFIGURED
         self.last_error = ""  # text only: a kept exception would keep all memory of its frames
@@ -87,7 +88,7 @@ class ManagedNode(LifecycleNode):
 
     def bring_up(self) -> bool:
         """Configure and activate, as ``autostart`` does. Returns whether the node is active now."""
-        return self.trigger_configure() is _SUCCESS and self.trigger_activate() is _SUCCESS
+        return self.trigger_configure() == _SUCCESS and self.trigger_activate() == _SUCCESS
 
     # --- transitions ---
 

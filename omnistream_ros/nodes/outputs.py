@@ -22,6 +22,7 @@ from std_msgs.msg import Header
 
 from omnistream_ros.msg import FeatureTensor, StreamStatus
 from omnistream_ros.nodes.distribution import (
+    Broadcaster,
     byte_array,
     destroy_broadcaster,
     fill_transform,
@@ -80,35 +81,41 @@ class OutputPublishers:
     def __init__(self, node: ManagedNode, model: ModelFacts) -> None:
         self._node = node
         self._model = model
+        self._made: list[Any] = []
+        self._tf: Broadcaster | None = None
+        try:
+            self._create_all()
+        except Exception:
+            self.destroy()
+            raise
+        self._refused = ""  # last reason not to publish on /tf, told once
+
+    def _create_all(self) -> None:
         self.depth = self._create(Image, "~/depth/image")
         self.camera_info = self._create(CameraInfo, "~/depth/camera_info")
         self.points = self._create(PointCloud2, "~/depth/points")
         self.odometry = self._create(Odometry, "~/odometry")
         self.features = self._create(FeatureTensor, "~/features")
         self.status = self._create(StreamStatus, "~/status")
-        self._tf = transform_broadcaster(node)
-        self._refused = ""  # last reason not to publish on /tf, told once
+        self._tf = transform_broadcaster(self._node)
 
     def _create(self, kind: type, topic: str) -> Any:
-        return self._node.create_lifecycle_publisher(
+        publisher: Any = self._node.create_lifecycle_publisher(
             kind,
             topic,
             QoSProfile(depth=_QOS_DEPTH, reliability=QoSReliabilityPolicy.RELIABLE),
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
+        self._made.append(publisher)
+        return publisher
 
     def destroy(self) -> None:
         """Take all publishers off the node."""
-        for publisher in (
-            self.depth,
-            self.camera_info,
-            self.points,
-            self.odometry,
-            self.features,
-            self.status,
-        ):
-            self._node.destroy_lifecycle_publisher(publisher)
-        destroy_broadcaster(self._node, self._tf)
+        while self._made:
+            self._node.destroy_lifecycle_publisher(self._made.pop())
+        if self._tf is not None:
+            destroy_broadcaster(self._node, self._tf)
+            self._tf = None
 
     def wanted(self, settings: OutputSettings) -> Outputs:
         """What has a subscriber now."""
@@ -129,7 +136,7 @@ class OutputPublishers:
         """Publish everything that ``result`` holds, depth first: it is what robots wait for."""
         if result.depth is not None:
             self._publish_depth(result, source, settings)
-        if _heard(self.camera_info):
+        if self._model.has_depth and _heard(self.camera_info):
             self.camera_info.publish(depth_camera_info(result.intrinsics, source))
         if result.pose is not None:
             self._publish_pose(result, source, settings, frame)
@@ -175,11 +182,13 @@ class OutputPublishers:
         self._refused = ""
         message = TransformStamped(header=header, child_frame_id=placement.child)
         fill_transform(placement.motion, message.transform.translation, message.transform.rotation)
+        assert self._tf is not None
         self._tf.sendTransform(message)
 
     def _tf_subscribers(self) -> int:
         """Subscribers of /tf other than this node, which listens for second parents."""
-        return self._tf.pub_tf.get_subscription_count() - 1  # type: ignore[attr-defined]
+        assert self._tf is not None
+        return self._tf.pub_tf.get_subscription_count() - 1
 
 
 def _heard(publisher: Any) -> bool:

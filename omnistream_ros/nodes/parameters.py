@@ -165,7 +165,9 @@ def _declare(node: Node, field: dataclasses.Field) -> Any:
         descriptor.floating_point_range = [
             FloatingPointRange(from_value=float(record.low), to_value=float(record.high))
         ]
-    default = list(field.default) or [""] if kind is tuple else field.default
+    default: Any = field.default
+    if kind is tuple:
+        default = list(default) or [""]
     parameter = node.declare_parameter(field.name, default, descriptor)
     value = _from_ros(field, parameter.value)
     _check(field, value)

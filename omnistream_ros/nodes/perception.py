@@ -66,7 +66,7 @@ class PerceptionNode(ManagedNode):
         )
         if self.parameters.autostart:
             # As the first callback: loading must not keep the process from answering signals.
-            self.create_guard_condition(self.bring_up).trigger()
+            self.create_guard_condition(self._bring_itself_up).trigger()
 
     @property
     def parameters(self) -> PerceptionParameters:
@@ -129,7 +129,7 @@ class PerceptionNode(ManagedNode):
             rectified=wish.rectified,
             stream_id=wish.stream_id or self.get_fully_qualified_name(),
             on_fault=self.report_fault,
-            on_epoch=lambda text: self.get_logger().info(text),
+            on_epoch=self._tell,
         )
         self._worker.publish_state(StreamStatus.WAITING)
         self.get_logger().info(f"waiting for images on '{self._images.topic}'")
@@ -196,6 +196,12 @@ class PerceptionNode(ManagedNode):
             self._stalled = False
 
     # --- inner workings ---
+
+    def _bring_itself_up(self) -> None:
+        self.bring_up()
+
+    def _tell(self, text: str) -> None:
+        self.get_logger().info(text)
 
     def _new_session(self) -> StreamSession:
         assert self._network is not None

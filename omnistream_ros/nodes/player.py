@@ -88,7 +88,10 @@ def play(
         number: signal.signal(number, lambda *_: stop.set())
         for number in (signal.SIGINT, signal.SIGTERM)
     }
-    rclpy.init(args=ros_args, signal_handler_options=SignalHandlerOptions.NO)
+    rclpy.init(
+        args=None if ros_args is None else list(ros_args),
+        signal_handler_options=SignalHandlerOptions.NO,
+    )
     node = rclpy.create_node("omnistream_player")
     try:
         qos = QoSProfile(depth=10, reliability=QoSReliabilityPolicy.RELIABLE)

@@ -73,7 +73,9 @@ def run(create_node: Callable[[], Node], args: Sequence[str] | None = None) -> i
     """
     tune_allocator()
     signals = _signal_pipe()
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    rclpy.init(
+        args=None if args is None else list(args), signal_handler_options=SignalHandlerOptions.NO
+    )
     try:
         node = create_node()
     except RefusedToStartError as error:

@@ -12,13 +12,14 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ament_index_python.packages import get_package_share_directory
 from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
+from rclpy.subscription import Subscription
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
@@ -27,7 +28,7 @@ from omnistream_ros.nodes.process import RefusedToStartError, run
 
 _DISCOVERY_S = 0.1
 _QUEUE = 200
-_BAG_VERSION = 9
+_BAG_VERSION: Literal[9] = 9
 
 
 class Recorder(Node):
@@ -46,6 +47,7 @@ class Recorder(Node):
         self._types = get_typestore(Stores.LATEST)
         self._missing = {self.resolve_topic_name(topic) for topic in topics}
         self._unmatched: set[str] = set()
+        self._sources: list[tuple[Subscription, Connection]] = []
         self._counts = dict.fromkeys(sorted(self._missing), 0)
         clock = Clock(clock_type=ClockType.STEADY_TIME)
         self._discovery = self.create_timer(_DISCOVERY_S, self._discover, clock=clock)
@@ -53,6 +55,7 @@ class Recorder(Node):
     def destroy_node(self) -> None:
         """Complete the bag, then destroy the node."""
         if self._bag.storage is not None:
+            self._write_waiting()
             self._bag.close()
             print(json.dumps({"recorded": self._counts}), flush=True)
         super().destroy_node()
@@ -66,7 +69,7 @@ class Recorder(Node):
             self._unmatched.add(topic)
             kind = publishers[0].topic_type
             connection = self._bag.add_connection(topic, kind, typestore=self._typestore_of(kind))
-            self.create_subscription(
+            subscription = self.create_subscription(
                 _message_class(kind),
                 topic,
                 functools.partial(self._write, connection),
@@ -76,6 +79,7 @@ class Recorder(Node):
                     matched=functools.partial(self._matched, topic)
                 ),
             )
+            self._sources.append((subscription, connection))
         if not self._missing:
             self.destroy_timer(self._discovery)
 
@@ -90,6 +94,16 @@ class Recorder(Node):
     def _write(self, connection: Connection, data: bytes) -> None:
         self._bag.write(connection, time.time_ns(), data)
         self._counts[connection.topic] += 1
+
+    def _write_waiting(self) -> None:
+        """Write what has arrived but was not served yet, such as the end of a run."""
+        for subscription, connection in self._sources:
+            with subscription.handle:
+                take = functools.partial(
+                    subscription.handle.take_message, subscription.msg_type, True
+                )
+                while (taken := take()) is not None:
+                    self._write(connection, taken[0])
 
     def _typestore_of(self, kind: str) -> Any:
         """The known types, with ``kind`` among them: the bag must explain its messages."""

@@ -125,6 +125,12 @@ def test_nobody_gets_a_second_parent(links: list, moving: list, advice: str) -> 
     assert advice in refused
 
 
+@pytest.mark.parametrize(("camera", "words"), [("", "no frame_id"), ("odom", "odom_frame itself")])
+def test_names_that_make_no_tree_are_not_published(camera: str, words: str) -> None:
+    frame = OdometryFrame("odom", "base", StaticTree())
+    assert words in frame.place(pose(np.eye(4)), camera).tf_refused
+
+
 def test_our_own_transforms_are_no_second_parent() -> None:
     frame = OdometryFrame("odom", "base", tree(("base", "camera", np.eye(4))))
     frame.hear(TFMessage(transforms=[transform("odom", "base", np.eye(4))]))
