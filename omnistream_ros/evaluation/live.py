@@ -155,9 +155,10 @@ def environment() -> dict[str, str]:
     env["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     env["PYTHONUNBUFFERED"] = "1"
     profile = transport_profile()
-    if profile is not None:
-        for name in ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"):
-            env.setdefault(name, str(profile))
+    # ROS 2 Jazzy knows the older name only, and later distributions warn of it.
+    old, new = "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"
+    if profile is not None and not (env.get(old) or env.get(new)):
+        env[old if env.get("ROS_DISTRO") == "jazzy" else new] = str(profile)
     return env
 
 
