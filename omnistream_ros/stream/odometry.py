@@ -46,7 +46,7 @@ _DEPTH_ERROR = 0.1
 # While lost: metres and radians of uncertainty gained in one second; fading of velocity per frame.
 _LOST_GROWTH = np.array([0.5, 0.5, 0.5, 1.0, 1.0, 1.0])
 _VELOCITY_FADE = 0.7
-_MIN_CONFIDENCE = 0.05
+_MIN_CONFIDENCE = 0.4
 
 
 @dataclass
