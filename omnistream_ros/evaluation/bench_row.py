@@ -16,12 +16,12 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from omnistream_ros.model import KVCache, OmniStream, build_model
+from omnistream_ros.model import BackboneOutput, KVCache, OmniStream, build_model
 
 Way = Literal["cached", "recompute"]
 
@@ -156,10 +156,10 @@ def _recompute(
     return run
 
 
-def _last_frame(features):  # type: ignore[no-untyped-def]
+def _last_frame(features: BackboneOutput) -> BackboneOutput:
     """The newest frame (B, ...) of a clip's features (B, T, ...)."""
 
-    def last(value):  # type: ignore[no-untyped-def]
+    def last(value: Any) -> Any:
         return None if value is None else value[:, -1]
 
     return dataclasses.replace(

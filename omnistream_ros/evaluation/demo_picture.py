@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colors
@@ -108,9 +109,9 @@ def _draw_examples(figure: Figure, grid: GridSpecFromSubplotSpec, result: DemoRe
         )
 
 
-def _show(axes: Axes, image: np.ndarray, **options: object) -> None:
+def _show(axes: Axes, image: np.ndarray, **options: Any) -> None:
     """One image without ticks; what is NaN stays light grey."""
-    axes.imshow(image, interpolation="nearest", aspect="auto", **options)  # type: ignore[arg-type]
+    axes.imshow(image, interpolation="nearest", aspect="auto", **options)
     axes.set_facecolor(_UNKNOWN)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -148,7 +149,7 @@ def _colour_bar(
     bar = figure.colorbar(
         ScalarMappable(norm, cmap), cax=axes, orientation="horizontal", extend=extend
     )
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     ticks = _round_ticks(float(norm.vmin or 0), float(norm.vmax or 1))
     bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     bar.ax.minorticks_off()
