@@ -58,7 +58,8 @@ class PairBatch:
     Attributes:
         key, current: trunk features by stride, float32.
         chosen: (B, N) which cells of the keyframe are used, counted row by row.
-        predicted_points: (B, N, 3) of the keyframe, as the depth head sees them.
+        points: (B, N, 3) of the keyframe; NaN where unknown.
+        predicted_points: (B, N, 3) the same as the depth head sees them.
         current_from_key: (B, 4, 4) the true motion.
         expected: (B, 4, 4) the motion that a tracker would expect.
         target: (B, N, 2) cells where the places truly are now, 0 where unknown.
@@ -70,6 +71,7 @@ class PairBatch:
     key: dict[int, Tensor]
     current: dict[int, Tensor]
     chosen: Tensor
+    points: Tensor
     predicted_points: Tensor
     current_from_key: Tensor
     expected: Tensor
@@ -164,6 +166,7 @@ def _pair_truth(clip: ObservedClip, key: int, now: int, chosen: Tensor) -> dict[
     same = (seen_from_here / surface - 1).abs() < _OCCLUSION  # False where unknown
     return {
         "chosen": chosen,
+        "points": points,
         "predicted_points": rays * clip.predicted_depth[key].flatten()[chosen].unsqueeze(1),
         "current_from_key": current_from_key,
         "target": target,

@@ -90,14 +90,16 @@ def _cross_entropy(matches: Matches, local: Tensor) -> Tensor:
 
 
 def _motion_loss(matches: Matches, batch: PairBatch) -> Tensor:
-    """Mean distance in cells between where the solved and the true motion take the points."""
-    weights = matches.confidence.sigmoid() * matches.searched
-    # As at run time: places from the images, points from the depth head.
+    """Mean distance in cells between where the solved and the true motion take the points.
+
+    With true depth: errors of the depth head would drown what matching can be blamed for.
+    """
+    weights = matches.confidence.sigmoid() * (matches.searched & batch.known)
     motion = solve_motion(
-        batch.predicted_points, matches.position, weights, batch.camera, batch.expected, rounds=5
+        batch.points, matches.position, weights, batch.camera, batch.expected, rounds=5
     )
-    # The scale of predicted depth is the depth head's business: compare on its own points.
-    moved = batch.predicted_points @ motion.matrix[:, :3, :3].transpose(1, 2)
+    points = torch.where(batch.known.unsqueeze(-1), batch.points, 1.0)
+    moved = points @ motion.matrix[:, :3, :3].transpose(1, 2)
     moved = moved + motion.matrix[:, None, :3, 3]  # (B, N, 3)
     pixels = moved[..., :2] / moved[..., 2:].clamp_min(0.1) * batch.camera[:, None, :2]
     distance = (pixels + batch.camera[:, None, 2:] - batch.target).norm(dim=-1)
@@ -108,7 +110,7 @@ def _motion_loss(matches: Matches, batch: PairBatch) -> Tensor:
 class MatchingTrainer:
     """Trains `head` on observed clips."""
 
-    weights = {"peak": 1.0, "position": 1.0, "confidence": 0.5, "motion": 0.5}  # noqa: RUF012
+    weights = {"peak": 1.0, "position": 1.0, "confidence": 0.5, "motion": 1.0}  # noqa: RUF012
 
     def __init__(
         self, head: MatchingHead, clips: list[ObservedClip], settings: MatchingSettings
