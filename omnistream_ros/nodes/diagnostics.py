@@ -31,6 +31,7 @@ class Report:
     weights_sha256: str
     device: str
     metric: bool | None
+    tracked: bool | None
     context_frames: int
     context_capacity: int
     cache_bytes: int
@@ -115,6 +116,9 @@ class Diagnostics:
             return DiagnosticStatus.WARN, f"images not usable: {listed}"
         if now.idle_s > report.stall_timeout:
             return DiagnosticStatus.WARN, f"no usable image for {now.idle_s:.0f} s"
+        if report.tracked is False:
+            text = f"{now.output_hz:.1f} Hz, but the camera's motion cannot be followed"
+            return DiagnosticStatus.WARN, text
         if report.metric is False:
             return DiagnosticStatus.OK, f"{now.output_hz:.1f} Hz, depth up to scale"
         return DiagnosticStatus.OK, f"{now.output_hz:.1f} Hz"
@@ -130,6 +134,8 @@ def _values(report: Report) -> dict[str, str]:
     }
     if report.metric is not None:
         values["scale"] = "metric" if report.metric else "up_to_scale"
+    if report.tracked is not None:
+        values["tracking"] = "ok" if report.tracked else "lost"
     if report.device.startswith("cuda"):
         values["device memory"] = f"{torch.cuda.memory_allocated(report.device) / 2**20:.0f} MiB"
     if report.statistics is not None:

@@ -95,7 +95,7 @@ class PerceptionNode(ManagedNode):
             patch_size=network.config.patch_size,
             layers=network.config.depth,
             has_depth=network.depth_head is not None,
-            has_pose=network.camera_head is not None,
+            has_pose=network.camera_head is not None or network.matching_head is not None,
         )
         self._warm_up()
         # Listening from here on: an active node should know the tree at its first image.
@@ -129,7 +129,7 @@ class PerceptionNode(ManagedNode):
             rectified=wish.rectified,
             stream_id=wish.stream_id or self.get_fully_qualified_name(),
             on_fault=self.report_fault,
-            on_epoch=self._tell,
+            tell=self._tell,
         )
         self._worker.publish_state(StreamStatus.WAITING)
         self.get_logger().info(f"waiting for images on '{self._images.topic}'")
@@ -212,12 +212,12 @@ class PerceptionNode(ManagedNode):
             window=wish.window,
             max_gap_s=wish.max_gap,
             resolution=wish.resolution,
+            pose=None if wish.pose == "auto" else wish.pose,
         )
 
     def _warm_up(self) -> None:
         """Run two frames with every output: the first use of anything costs time and memory."""
         assert self._model is not None
-        session = self._new_session()
         everything = Outputs(
             depth=self._model.has_depth,
             pose=self._model.has_pose,
@@ -225,6 +225,7 @@ class PerceptionNode(ManagedNode):
         )
         pixels = np.zeros(_WARM_UP_SIZE, np.uint8)
         try:
+            session = self._new_session()
             for stamp_ns in (0, 1):
                 session.step(Frame(pixels, stamp_ns), everything)
         except ValueError as error:
@@ -263,6 +264,7 @@ class PerceptionNode(ManagedNode):
             weights_sha256=self._model.sha256,
             device=self._device,
             metric=worker.place.metric if worker else None,
+            tracked=worker.place.tracked if worker else None,
             context_frames=worker.place.context_frames if worker else 0,
             context_capacity=wish.sink + wish.window,
             cache_bytes=self._cache_bytes,

@@ -115,6 +115,13 @@ class PerceptionParameters:
         choices=("model", "source"),
         change=_CONFIGURE,
     )
+    pose: str = option(
+        "auto",
+        "Where the pose comes from: geometric (matching and a solver), head (the network's camera "
+        "head), auto (geometric where the model can).",
+        choices=("auto", "geometric", "head"),
+        change=_CONFIGURE,
+    )
     features: tuple[str, ...] = option(
         ("-1:patch:normed",),
         'Feature tensors on ~/features, each LAYER:KIND or LAYER:KIND:normed; [""] for none.',

@@ -17,8 +17,10 @@ from omnistream_ros.nodes.image_input import ImageInput, ReceivedImage
 from omnistream_ros.nodes.outputs import ModelFacts, OutputPublishers, OutputSettings, SourceFacts
 from omnistream_ros.nodes.statistics import StreamStatistics
 from omnistream_ros.stream.frame import Frame
-from omnistream_ros.stream.result import StreamResult
+from omnistream_ros.stream.result import Pose, StreamResult
 from omnistream_ros.stream.session import StreamSession
+
+_REPEAT_S = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,7 @@ class StreamPlace:
     epoch_reason: str = ""
     context_frames: int = 0
     metric: bool | None = None
+    tracked: bool | None = None  # None while no pose is wanted
 
 
 class StreamWorker:
@@ -41,7 +44,7 @@ class StreamWorker:
         settings: asked once per frame, so that a frame never mixes old and new parameters.
         rectified, stream_id: see the parameters of the same names.
         on_fault: told about an exception; the thread has then ended.
-        on_epoch: told in words that an epoch begins.
+        tell: told in words what the reader of a log wants to know, such as a new epoch.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class StreamWorker:
         rectified: bool,
         stream_id: str,
         on_fault: Callable[[BaseException], None],
-        on_epoch: Callable[[str], None],
+        tell: Callable[[str], None],
     ) -> None:
         self._session = session
         self._images = images
@@ -69,7 +72,8 @@ class StreamWorker:
         self._rectified = rectified
         self._stream_id = stream_id
         self._on_fault = on_fault
-        self._on_epoch = on_epoch
+        self._tell = tell
+        self._lost_told_s = -_REPEAT_S
         self._reset = threading.Event()
         self.place = StreamPlace()
         self._thread = threading.Thread(target=self._run, name="stream", daemon=True)
@@ -131,7 +135,7 @@ class StreamWorker:
         reason = self.place.epoch_reason
         if result.epoch_reason is not None:
             reason = result.epoch_reason.value
-            self._on_epoch(f"epoch {result.epoch} begins ({reason.replace('_', ' ')})")
+            self._tell(f"epoch {result.epoch} begins ({reason.replace('_', ' ')})")
         self.place = StreamPlace(
             header=image.message.header,
             epoch=result.epoch,
@@ -139,7 +143,21 @@ class StreamWorker:
             epoch_reason=reason,
             context_frames=result.context_frames,
             metric=result.metric,
+            tracked=self._tracked(result.pose),
         )
+
+    def _tracked(self, pose: Pose | None) -> bool | None:
+        """Whether the camera's motion could be followed; says so when not, but not all the time."""
+        if pose is None or pose.tracked:
+            return None if pose is None else True
+        now = time.monotonic()
+        if self.place.tracked and now - self._lost_told_s > _REPEAT_S:
+            self._lost_told_s = now
+            self._tell(
+                "the camera's motion cannot be followed (no texture, blur, or something in front "
+                "of the lens): the pose is a guess until it can"
+            )
+        return False
 
     def _status(self, state: int, timings_ms: dict[str, float], latency_ms: float) -> StreamStatus:
         place = self.place

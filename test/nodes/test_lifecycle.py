@@ -154,6 +154,17 @@ def test_wrong_parameters_at_start_end_with_all_reasons(
         assert f"parameter '{name}'" in line
 
 
+def test_refused_quality_of_service_leaves_nothing_behind(
+    user: User, start_node: NodeStarter
+) -> None:
+    override = f"qos_overrides.{NODE}/odometry.publisher.reliability:=sometimes"
+    node = start_node("-p", override)
+    assert not user.change("configure")
+    node.wait_for("sometimes")
+    assert user.state() == "unconfigured"
+    assert user.node.count_publishers(f"{NODE}/depth/image") == 0
+
+
 def test_misspelt_parameter_is_reported(start_node: NodeStarter) -> None:
     node = start_node(windoww=3)
     assert "did you mean 'window'" in node.wait_for("'windoww' is not known")

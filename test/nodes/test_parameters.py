@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parameters in code, in the commented file and in the documentation are the same ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from omnistream_ros.nodes.image_checks import Drop
+from omnistream_ros.nodes.parameters import Change
+from omnistream_ros.nodes.perception_parameters import PerceptionParameters, parse_feature
+from omnistream_ros.stream.result import FeatureKey, FeatureKind
+
+ROOT = Path(__file__).resolve().parents[2]
+FIELDS = {field.name: field for field in dataclasses.fields(PerceptionParameters)}
+MARKS = {Change.NEVER: "start", Change.UNCONFIGURED: "configure", Change.ANY_TIME: "any time"}
+
+
+def test_commented_file_has_every_parameter_with_its_default() -> None:
+    text = (ROOT / "config" / "omnistream.yaml").read_text()
+    given = yaml.safe_load(text)["/**"]["ros__parameters"]
+    assert list(given) != []
+    defaults = {
+        name: list(field.default) if isinstance(field.default, tuple) else field.default
+        for name, field in FIELDS.items()
+    }
+    assert given == defaults
+    for name, field in FIELDS.items():
+        comment = re.search(rf"((?:    # .*\n)+)    {name}:", text)
+        assert comment is not None, f"{name} has no comment"
+        assert f"[{MARKS[field.metadata['option'].change]}]" in comment[1], name
+
+
+def test_documentation_has_every_parameter_and_every_reason() -> None:
+    text = (ROOT / "docs" / "perception_node.md").read_text()
+    for name, field in FIELDS.items():
+        row = re.search(rf"^\| `{name}` \| (.*?) \| (.*?) \|", text, re.MULTILINE)
+        assert row is not None, f"{name} is not documented"
+        assert row[2] == MARKS[field.metadata["option"].change], name
+    for reason in Drop:
+        assert f"| `{reason.value}` |" in text, f"{reason.value} is not documented"
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("3:patch", FeatureKey(3, FeatureKind.PATCH, False)),
+        ("-1:cls:normed", FeatureKey(-1, FeatureKind.CLS, True)),
+        ("0:register", FeatureKey(0, FeatureKind.REGISTER, False)),
+    ],
+)
+def test_features_are_parsed(text: str, key: FeatureKey) -> None:
+    assert parse_feature(text) == key
+
+
+@pytest.mark.parametrize(
+    "text", ["patch", "1:", "1:tokens", "1.5:cls", "1:cls:raw", " 1:cls", "9999:cls"]
+)
+def test_other_features_are_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ValueError, match="for example -1:patch:normed"):
+        parse_feature(text)
