@@ -195,11 +195,11 @@ def _measure_poses(
 
 
 def _spread(stamps: list[int], count: int) -> set[int]:
-    """Up to ``count`` of the stamps, evenly spread, without the very first (no context yet)."""
-    if len(stamps) <= count:
-        return set(stamps)
-    picks = np.linspace(len(stamps) / (2 * count), len(stamps) - 1, count)
-    return {stamps[round(pick)] for pick in picks}
+    """Up to ``count`` of the stamps, evenly spread over the time from first to last."""
+    all_stamps = np.array(stamps)
+    step = (all_stamps[-1] - all_stamps[0]) / count
+    wanted = all_stamps[0] + step * (np.arange(count) + 0.5)
+    return {int(all_stamps[np.argmin(np.abs(all_stamps - time))]) for time in wanted}
 
 
 # -- the table ------------------------------------------------------------------------------------

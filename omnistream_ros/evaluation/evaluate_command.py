@@ -42,7 +42,10 @@ def run(
     bar = ProgressBar(len(paths))
     results: list[SequenceResult] = []
     try:
-        results.extend(evaluate(paths, options, jobs, bar))
+        for result in evaluate(paths, options, jobs, bar):
+            results.append(result)
+            bar.close()
+            say(f"{result.name}: {result.error or f'{len(result.rows)} frames'}")
     finally:
         bar.close()
     folders = summary.sequence_folders(results)
