@@ -56,6 +56,8 @@ _TO_RGB = {
     "yuyv": cv2.COLOR_YUV2RGB_YUY2,
 }
 
+_PLANAR = {"nv12": cv2.COLOR_YUV2RGB_NV12, "nv21": cv2.COLOR_YUV2RGB_NV21, "nv24": None}
+
 _GENERIC = re.compile(r"(8|16|32|64)([USF])C([1-4]?)")
 _DEPTH_ENCODINGS = ("16UC1", "mono16", "32FC1", "64FC1")
 
@@ -63,14 +65,14 @@ _DEPTH_ENCODINGS = ("16UC1", "mono16", "32FC1", "64FC1")
 def rgb_image(message: Any) -> np.ndarray:
     """RGB pixels (H, W, 3) uint8 of a ``sensor_msgs/Image``.
 
-    Sixteen-bit colours keep their upper eight bits; 8UC1 is grey, 8UC3 and 8UC4 are BGR(A) as
+    Sixteen-bit colours are scaled by 255 / 65535; 8UC1 is grey, 8UC3 and 8UC4 are BGR(A) as
     cv_bridge takes them.
 
     Raises:
         ImageMessageError: unknown encoding, zero size, step too small, data too short.
     """
     encoding = message.encoding
-    if encoding in ("nv21", "nv24"):
+    if encoding in _PLANAR:
         return _planar_yuv(message, encoding)
     pixels = _pixels(message)
     if encoding in ("rgb8", "rgb16"):
@@ -86,10 +88,10 @@ def rgb_image(message: Any) -> np.ndarray:
     else:
         raise ImageMessageError(
             f"encoding {encoding!r} is not a colour or grey image; expected one of "
-            f"{', '.join(sorted(_NAMED))}, bayer_*, nv21, nv24, 8UC1, 8UC3, 8UC4"
+            f"{', '.join(sorted(_NAMED))}, bayer_*, {', '.join(_PLANAR)}, 8UC1, 8UC3, 8UC4"
         )
     if rgb.dtype == np.uint16:
-        rgb = (rgb >> 8).astype(np.uint8)
+        rgb = np.rint(rgb * (255.0 / 65535.0)).astype(np.uint8)
     return np.ascontiguousarray(rgb)
 
 
@@ -225,13 +227,14 @@ def _rows(message: Any, rows: int, row_bytes: int) -> np.ndarray:
 
 
 def _planar_yuv(message: Any, encoding: str) -> np.ndarray:
-    """NV21 (4:2:0) and NV24 (4:4:4): a plane of Y, then interleaved V U, to RGB."""
+    """A plane of Y, then interleaved chroma: NV12, NV21 (4:2:0) and NV24 (4:4:4), to RGB."""
     height, width = message.height, message.width
-    if encoding == "nv21":
+    conversion = _PLANAR[encoding]
+    if conversion is not None:
         if height % 2 or width % 2:
-            raise ImageMessageError(f"nv21 needs an even size, got {width}x{height}")
+            raise ImageMessageError(f"{encoding} needs an even size, got {width}x{height}")
         planes = _rows(message, height * 3 // 2, width)
-        return cv2.cvtColor(np.ascontiguousarray(planes), cv2.COLOR_YUV2RGB_NV21)
+        return cv2.cvtColor(np.ascontiguousarray(planes), conversion)
     planes = np.ascontiguousarray(_rows(message, height * 3, width)).reshape(-1)
     luma = planes[: height * width].reshape(height, width)
     chroma = planes[height * width :].reshape(height, width, 2)

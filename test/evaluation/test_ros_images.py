@@ -35,10 +35,10 @@ CASES = {
     "mono8": (RGB[..., 0], grey3(RGB[..., 0])),
     "8UC1": (RGB[..., 0], grey3(RGB[..., 0])),
     "mono16": (RGB[..., 0].astype(np.uint16) * 257, grey3(RGB[..., 0])),
-    "rgb16": (RGB.astype(np.uint16) * 256 + 3, RGB),
-    "bgr16": (RGB[..., ::-1].astype(np.uint16) * 256, RGB),
-    "rgba16": (np.dstack([RGB, RGB[..., 0]]).astype(np.uint16) * 256, RGB),
-    "bgra16": (np.dstack([RGB[..., ::-1], RGB[..., 0]]).astype(np.uint16) * 256, RGB),
+    "rgb16": (RGB.astype(np.uint16) * 257, RGB),
+    "bgr16": (RGB[..., ::-1].astype(np.uint16) * 257, RGB),
+    "rgba16": (np.dstack([RGB, RGB[..., 0]]).astype(np.uint16) * 257, RGB),
+    "bgra16": (np.dstack([RGB[..., ::-1], RGB[..., 0]]).astype(np.uint16) * 257, RGB),
 }
 
 
@@ -70,13 +70,15 @@ def test_bayer_patterns_are_named_by_their_first_row(encoding: str, corner: str)
     mosaic = np.tile(tile.astype(np.uint8), (8, 8))
     for pixels, name in (
         (mosaic, encoding),
-        (mosaic.astype(np.uint16) * 256, encoding[:-1] + "16"),
+        (mosaic.astype(np.uint16) * 257, encoding[:-1] + "16"),
     ):
         rgb = rgb_image(bags.image(0, pixels, name))
         assert np.abs(rgb[2:-2, 2:-2].astype(int) - [200, 120, 40]).max() <= 1
 
 
-@pytest.mark.parametrize("encoding", ["yuv422", "uyvy", "yuv422_yuy2", "yuyv", "nv21", "nv24"])
+@pytest.mark.parametrize(
+    "encoding", ["yuv422", "uyvy", "yuv422_yuy2", "yuyv", "nv12", "nv21", "nv24"]
+)
 def test_yuv_of_a_flat_colour(encoding: str) -> None:
     y, u, v = 120, 90, 170  # video range BT.601
     expected = np.clip(
@@ -89,8 +91,9 @@ def test_yuv_of_a_flat_colour(encoding: str) -> None:
     elif encoding in ("yuv422_yuy2", "yuyv"):
         data = np.tile(np.array([y, u, y, v], np.uint8), (4, 3))
     else:
-        rows = 2 if encoding == "nv21" else 8
-        chroma = np.tile(np.array([v, u], np.uint8), (rows, 3))
+        rows = 8 if encoding == "nv24" else 2
+        pair = [u, v] if encoding == "nv12" else [v, u]
+        chroma = np.tile(np.array(pair, np.uint8), (rows, 3))
         data = np.vstack([np.full((4, 6), y, np.uint8), chroma])
     message = bags.image(0, data, encoding)
     message.height, message.width = 4, 6
