@@ -85,7 +85,7 @@ def user(domain: int) -> Iterator[ros_processes.User]:
 
 
 @pytest.fixture
-def start_node(domain: int, weights: Path) -> Iterator[ros_processes.StartNode]:
+def start_node(domain: int, weights: Path) -> Iterator[ros_processes.NodeStarter]:
     """Starts perception nodes in processes of their own; all are ended with the test."""
     with ros_processes.NodeStarter(domain, weights) as starter:
         yield starter

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import rclpy
@@ -45,12 +45,6 @@ TRANSITIONS = {
     "deactivate": Transition.TRANSITION_DEACTIVATE,
     "cleanup": Transition.TRANSITION_CLEANUP,
 }
-
-
-class StartNode(Protocol):
-    """Starts a perception node; keyword arguments are parameters, underscores stand for dots."""
-
-    def __call__(self, *arguments: str, **parameters: object) -> NodeProcess: ...
 
 
 class _Command:

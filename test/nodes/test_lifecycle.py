@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -182,8 +183,12 @@ def test_signal_while_streaming_ends_cleanly_and_quickly(
     user.wait_until(lambda: status)
     user.process(send, status)
     send()
+    segments = re.findall(
+        r"/dev/shm/fastdds_[0-9a-f]{16}", Path(f"/proc/{node.pid}/maps").read_text()
+    )
     # The process itself gives up an orderly end after a few seconds, with another status.
     assert node.end(number) == 0, node.log
+    assert not [path for path in segments if Path(path).exists()], "64 MB left in shared memory"
     assert node.count("Traceback|terminate|Fatal|double free") == 0, node.log
 
 

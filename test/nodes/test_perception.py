@@ -8,13 +8,13 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import Odometry
 from omnistream_ros.msg import FeatureTensor, StreamStatus
-from ros_processes import NODE, StartNode, User, camera_info
+from ros_processes import NODE, NodeStarter, User, camera_info
 from sensor_msgs.msg import CameraInfo, Image
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
 
-def test_full_path(user: User, start_node: StartNode) -> None:
+def test_full_path(user: User, start_node: NodeStarter) -> None:
     """Every output of one frame, its stamp and frame, and that they belong together."""
     node = start_node(autostart=True, resolution="source", camera_info_timeout=60.0)
     depth = user.collect(Image, f"{NODE}/depth/image")
@@ -69,7 +69,7 @@ def test_full_path(user: User, start_node: StartNode) -> None:
 
 
 def test_depth_at_model_resolution_has_a_camera_of_that_size(
-    user: User, start_node: StartNode
+    user: User, start_node: NodeStarter
 ) -> None:
     node = start_node(autostart=True, depth_encoding="16UC1", camera_info_timeout=60.0)
     depth = user.collect(Image, f"{NODE}/depth/image")
@@ -95,7 +95,7 @@ def test_depth_at_model_resolution_has_a_camera_of_that_size(
     np.testing.assert_allclose(camera.k, expected, atol=1e-9)
 
 
-def test_nobody_listens_nothing_is_computed(user: User, start_node: StartNode) -> None:
+def test_nobody_listens_nothing_is_computed(user: User, start_node: NodeStarter) -> None:
     """Without a subscriber the heads do not run; with one they do, from the next image on."""
     node = start_node(autostart=True, publish_tf=False)
     status = user.collect(StreamStatus, f"{NODE}/status")
@@ -115,7 +115,7 @@ def test_nobody_listens_nothing_is_computed(user: User, start_node: StartNode) -
     assert idle < 0.2 < busy
 
 
-def test_reset_begins_an_epoch(user: User, start_node: StartNode) -> None:
+def test_reset_begins_an_epoch(user: User, start_node: NodeStarter) -> None:
     node = start_node(autostart=True)
     status = user.collect(StreamStatus, f"{NODE}/status")
     node.wait_for("waiting for images")
@@ -133,7 +133,7 @@ def test_reset_begins_an_epoch(user: User, start_node: StartNode) -> None:
     user.wait_until(lambda: status[-1].state == StreamStatus.INACTIVE)
 
 
-def test_diagnostics_tell_what_is_missing(user: User, start_node: StartNode) -> None:
+def test_diagnostics_tell_what_is_missing(user: User, start_node: NodeStarter) -> None:
     node = start_node(autostart=True)
     arrays = user.collect(DiagnosticArray, "/diagnostics")
     node.wait_for("waiting for images")
@@ -159,7 +159,7 @@ def test_diagnostics_tell_what_is_missing(user: User, start_node: StartNode) -> 
     node.wait_for("no usable image on '/image'")
 
 
-def test_incompatible_qos_is_reported_in_words(user: User, start_node: StartNode) -> None:
+def test_incompatible_qos_is_reported_in_words(user: User, start_node: NodeStarter) -> None:
     node = start_node("-p", "qos_overrides./image.subscription.reliability:=reliable")
     assert user.change("configure", "activate")
     from rclpy.qos import qos_profile_sensor_data
@@ -171,7 +171,7 @@ def test_incompatible_qos_is_reported_in_words(user: User, start_node: StartNode
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["base known", "base unknown"])
-def test_odometry_frame(user: User, start_node: StartNode, known: bool) -> None:
+def test_odometry_frame(user: User, start_node: NodeStarter, known: bool) -> None:
     """odom -> base at the origin when the robot is known, odom -> camera upright otherwise."""
     from geometry_msgs.msg import TransformStamped
     from rclpy.qos import QoSDurabilityPolicy, QoSProfile
