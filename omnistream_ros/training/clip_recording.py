@@ -14,7 +14,7 @@ import shutil
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -31,7 +31,7 @@ from omnistream_ros.training.sensor import Sensor, expose
 FRAME = "camera_optical_frame"
 WORLD = "world"
 _START_S = 1_700_000_000  # recordings of the same clip are the same bytes
-_BAG_VERSION = 9
+_BAG_VERSION: Literal[9] = 9
 _DEPTH_SHARE = 2  # depth has half the width and height of colour
 
 

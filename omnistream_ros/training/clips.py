@@ -156,10 +156,13 @@ def seeds(text: str) -> tuple[int, int]:
     return int(first), int(last)
 
 
-def fill(folder: Path, first: int, last: int) -> None:
-    """Render clips first..last-1 into a folder, skipping those already there; prints the rate."""
+def fill(folder: Path, first: int, last: int, pictures: bool = True) -> None:
+    """Render clips first..last-1 into a folder, skipping those already there; prints the rate.
+
+    Ends with a contact sheet, `contact_sheet.jpg`, of what the folder holds.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    maker = SceneMaker(FurnitureLibrary())
+    maker = SceneMaker(FurnitureLibrary(), pictures)
     renderer = Renderer(WIDTH, HEIGHT)
     start, cpu, frames = time.monotonic(), time.process_time(), 0
     for seed in range(first, last):
@@ -181,10 +184,14 @@ def fill(folder: Path, first: int, last: int) -> None:
                 flush=True,
             )
     renderer.close()
+    contact_sheet(folder, folder / "contact_sheet.jpg")
 
 
 def contact_sheet(folder: Path, target: Path, count: int = 40, seed: int = 0) -> None:
-    """A picture of random clips of a folder: the middle frame of each over its depth."""
+    """A picture of random clips of a folder: the middle frame of each over its depth.
+
+    Raises ClipError when there are none.
+    """
     files = sorted(folder.glob("clip_*.npz"))
     if not files:
         raise ClipError(f"no clips in {folder}: render some first")
@@ -201,4 +208,4 @@ def contact_sheet(folder: Path, target: Path, count: int = 40, seed: int = 0) ->
     columns = 8
     cells += [np.zeros_like(cells[0])] * (-len(cells) % columns)
     rows = [np.hstack(cells[i : i + columns]) for i in range(0, len(cells), columns)]
-    cv2.imwrite(str(target), np.vstack(rows))
+    cv2.imwrite(str(target), np.vstack(rows), [cv2.IMWRITE_JPEG_QUALITY, 85])

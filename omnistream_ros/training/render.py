@@ -32,7 +32,7 @@ from omnistream_ros.training.shaders import (
 
 NEAR, FAR = 0.05, 60.0
 SAMPLES = 4  # per pixel for colour edges and depth; shading happens once (multisampling)
-MAX_LIGHTS = 8
+MAX_LIGHTS = 6  # the strongest of a scene
 SHADOW_MAPS = 2
 SHADOW_SIZE = 1024
 _FORMAT = "3f 3f 2f 3f 1f 1f"
@@ -260,7 +260,8 @@ class Renderer:
 
     def _set_lights(self, stage: Stage) -> None:
         """Write the lights, those that cast shadows first, and draw their shadow maps."""
-        lights = sorted(stage.lights, key=lambda light: light.view is None)[:MAX_LIGHTS]
+        lights = sorted(stage.lights, key=lambda light: -sum(light.colour))[:MAX_LIGHTS]
+        lights.sort(key=lambda light: light.view is None)
         casting = [light for light in lights if light.view is not None][:SHADOW_MAPS]
         positions, colours, aims = (np.zeros((MAX_LIGHTS, n), np.float32) for n in (3, 3, 4))
         for i, light in enumerate(lights):
