@@ -96,8 +96,11 @@ def run(create_node: Callable[[], Node], args: Sequence[str] | None = None) -> i
         node.destroy_node()
         executor.shutdown(timeout_sec=1.0)
         rclpy.try_shutdown()
+        # A lifecycle node and its state machine hold each other; until both are collected the DDS
+        # participant lives, and its shared-memory segment would outlive the process.
+        del node, executor
+        gc.collect()
         ended.set()
-        gc.freeze()
     return 0
 
 
