@@ -455,7 +455,7 @@ def _run_render(options: argparse.Namespace) -> None:
     if options.clips:
         from omnistream_ros.training.clips import fill, seeds
 
-        fill(options.out, *seeds(options.clips))
+        fill(options.out, *seeds(options.clips), options.pictures)
         return
     from omnistream_ros.training.clip_recording import ClipSettings, render_recording
 
