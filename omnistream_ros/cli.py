@@ -285,6 +285,11 @@ def _declare_evaluate(commands: Any) -> None:
         "--jobs", type=int, default=1, help="recordings evaluated at the same time"
     )
     command.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="spread them over this Ray cluster (`local`: a new one here)",
+    )
+    command.add_argument(
         "--threads", type=int, default=1, help="CPU threads of the model in each process"
     )
     _add_selection(command)
@@ -308,7 +313,14 @@ def _run_evaluate(options: argparse.Namespace) -> int:
         protocol=options.protocol,
         per_frame=options.per_frame,
     )
-    good = run(options.recordings, wishes, options.out, jobs=options.jobs, live=options.live)
+    good = run(
+        options.recordings,
+        wishes,
+        options.out,
+        jobs=options.jobs,
+        ray=options.ray,
+        live=options.live,
+    )
     return 0 if good else 1
 
 

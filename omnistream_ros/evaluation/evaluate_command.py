@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omnistream_ros.evaluation import report, summary
 from omnistream_ros.evaluation.child_process import ChildError
+from omnistream_ros.evaluation.cluster import evaluate_on_cluster
 from omnistream_ros.evaluation.evaluate import Options, ProgressBar, evaluate
 from omnistream_ros.evaluation.live_comparison import measure_live
 from omnistream_ros.evaluation.protocols import PROTOCOLS
@@ -21,12 +22,15 @@ def run(
     out: Path,
     *,
     jobs: int = 1,
+    ray: str | None = None,
     live: bool = False,
     say: Callable[[str], None] = print,
 ) -> bool:
     """Evaluate recordings and write ``report.html``, ``metrics.json`` and the files per sequence.
 
     Args:
+        jobs: processes on this machine.
+        ray: address of a Ray cluster to use instead.
         live: also play every recording to a real node in real time.
         say: told the table and where things are.
 
@@ -42,7 +46,11 @@ def run(
     bar = ProgressBar(len(paths))
     results: list[SequenceResult] = []
     try:
-        for result in evaluate(paths, options, jobs, bar):
+        if ray is None:
+            sequence = evaluate(paths, options, jobs, bar)
+        else:
+            sequence = evaluate_on_cluster(paths, options, ray, bar)
+        for result in sequence:
             results.append(result)
             bar.close()
             say(f"{result.name}: {result.error or f'{len(result.rows)} frames'}")

@@ -380,6 +380,17 @@ def test_processes_give_the_same_numbers(corridor, model_file, tmp_path) -> None
     assert one == two
 
 
+def test_a_cluster_gives_the_same_numbers(corridor, perfect_predictions, tmp_path) -> None:
+    pytest.importorskip("ray", reason="ray is not installed: no cluster was tried")
+    from omnistream_ros.evaluation.cluster import evaluate_on_cluster
+
+    paths = [corridor, tmp_path / "absent"]
+    options = Options(predictions=perfect_predictions)
+    here = [numbers_of(result) for result in evaluate(paths, options, 1, silent)]
+    there = [numbers_of(result) for result in evaluate_on_cluster(paths, options, "local", silent)]
+    assert here == there
+
+
 def test_ctrl_c_of_the_program_writes_the_report(model_file, tmp_path) -> None:
     """A recording too long to finish, interrupted as soon as frames are done."""
 
