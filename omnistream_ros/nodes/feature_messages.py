@@ -42,6 +42,7 @@ _NUMPY_TYPES = {
 }
 _CODES = {dtype: key for key, dtype in _NUMPY_TYPES.items()}
 _MAX_DIMENSIONS = 8
+_MAX_ELEMENTS = 2**48
 
 
 class BadTensorError(ValueError):
@@ -123,6 +124,9 @@ def _view(message: FeatureTensor) -> np.ndarray:
         raise BadTensorError(f"{len(shape)} dimensions; at most {_MAX_DIMENSIONS} are read")
     if any(size < 0 for size in shape):
         raise BadTensorError(f"shape {list(shape)} has a negative size")
+    if math.prod(size or 1 for size in shape) > _MAX_ELEMENTS:
+        # Also without elements: numpy and torch cannot count that far.
+        raise BadTensorError(f"shape {list(shape)} is larger than any memory")
     strides = _strides(message, shape)
     itemsize = dtype.itemsize
     available = len(message.data)

@@ -272,13 +272,15 @@ class PerceptionNode(ManagedNode):
         )
 
     def _advise_on_transport(self) -> None:
-        profiles = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
-        if get_rmw_implementation_identifier() == "rmw_fastrtps_cpp" and not any(
-            os.environ.get(name) for name in profiles
+        new, old = "FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"
+        if get_rmw_implementation_identifier() == "rmw_fastrtps_cpp" and not (
+            os.environ.get(new) or os.environ.get(old)
         ):
+            # Jazzy knows the older name only, and later distributions warn of it.
+            name = old if os.environ.get("ROS_DISTRO") == "jazzy" else new
             self.get_logger().warning(
                 "no Fast DDS profile is set: most images above half a megabyte will be lost on the "
-                f"way; export {profiles[0]} as the path of this package's config/fastdds.xml, for "
+                f"way; export {name} as the path of this package's config/fastdds.xml, for "
                 "the publisher too"
             )
 

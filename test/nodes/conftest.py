@@ -48,7 +48,9 @@ def loopback_only() -> None:
     """No test talks to other machines; images go through a segment that holds them."""
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     os.environ.pop("ROS_LOCALHOST_ONLY", None)
-    os.environ["FASTDDS_DEFAULT_PROFILES_FILE"] = str(ROOT / "config" / "fastdds.xml")
+    jazzy = os.environ.get("ROS_DISTRO") == "jazzy"  # the older name, which others warn of
+    profile = f"FAST{'RTPS' if jazzy else 'DDS'}_DEFAULT_PROFILES_FILE"
+    os.environ[profile] = str(ROOT / "config" / "fastdds.xml")
     os.environ["PYTHONUNBUFFERED"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -30,6 +30,7 @@ from rcl_interfaces.srv import SetParameters
 from rclpy.client import Client
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
+from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
@@ -260,6 +261,7 @@ class User:
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
         self._clients: dict[str, Client] = {}
+        self._cameras: dict[str, Publisher] = {}
         self._stamp_ns = 1_000_000_000
         return self
 
@@ -312,7 +314,9 @@ class User:
 
     def camera(self, topic: str = "/image") -> Callable[..., Image]:
         """An image publisher that the node has found; call it to send one picture."""
-        publisher = self.node.create_publisher(Image, topic, 10)
+        if topic not in self._cameras:
+            self._cameras[topic] = self.node.create_publisher(Image, topic, 10)
+        publisher = self._cameras[topic]
         self.wait_until(lambda: publisher.get_subscription_count() > 0, f"subscriber of {topic}")
 
         def send(message: Image | None = None, **changes: Any) -> Image:
@@ -329,11 +333,22 @@ class User:
         meanwhile: Callable[[], None] = lambda: None,
         **changes: Any,
     ) -> Any:
-        """Send a picture and wait for the status of its frame, which is returned."""
-        stamp = send(**changes).header.stamp
+        """Send a picture and wait for the status of its frame, which is returned.
+
+        The two sides of a connection do not come up at the same moment: as long as the node says
+        that it has received nothing at all, the picture is sent again.
+        """
+        message = send(**changes)
+        stamp = message.header.stamp
+        sent_s = time.monotonic()
 
         def done() -> list:
+            nonlocal sent_s
             meanwhile()
+            silent = status and status[-1].state == status[-1].WAITING
+            if silent and not status[-1].frames_received and time.monotonic() - sent_s > 2.0:
+                send(message)
+                sent_s = time.monotonic()
             return [s for s in status if s.state == s.STREAMING and s.header.stamp == stamp]
 
         self.wait_until(done, f"status of image {stamp}")

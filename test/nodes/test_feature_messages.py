@@ -83,7 +83,9 @@ def honest() -> FeatureTensor:
 
 LIES = {
     "shape too large": ({"shape": [3, 5]}, "reach bytes 0 to 60 of 48"),
-    "absurd shape": ({"shape": [2**62, 2**62]}, "reach bytes"),
+    "absurd shape": ({"shape": [2**62, 2**62]}, "larger than any memory"),
+    "absurd shape without elements": ({"shape": [0, 2**60]}, "larger than any memory"),
+    "shape of a large memory": ({"shape": [2**20, 2**20]}, "reach bytes"),
     "negative size": ({"shape": [-3, 4]}, "negative size"),
     "too many dimensions": ({"shape": [1] * 9}, "9 dimensions"),
     "strides reach out": ({"strides": [5, 1]}, "reach bytes"),

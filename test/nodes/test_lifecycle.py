@@ -99,15 +99,14 @@ def test_fifty_cycles_leave_memory_flat(user: User, start_node: NodeStarter) -> 
     status = user.collect(StreamStatus, f"{NODE}/status")
     user.collect(Image, f"{NODE}/depth/image")
     user.collect(FeatureTensor, f"{NODE}/features")
-    publisher = user.node.create_publisher(Image, "/image", 10)
     memory, threads = [], []
     for _ in range(50):
         assert user.change("configure", "activate")
-        user.wait_until(lambda: publisher.get_subscription_count() == 1)
+        send = user.camera()
         user.wait_until(lambda: status and status[-1].state == StreamStatus.WAITING)
-        user.process(lambda: _send(user, publisher), status)
+        user.process(send, status, width=640, height=480)
         assert user.change("deactivate", "activate", "deactivate", "cleanup")
-        user.wait_until(lambda: publisher.get_subscription_count() == 0)
+        user.wait_until(lambda: user.node.count_subscribers("/image") == 0)
         status.clear()
         memory.append(node.resident_mib())
         threads.append(node.threads())
@@ -116,12 +115,6 @@ def test_fifty_cycles_leave_memory_flat(user: User, start_node: NodeStarter) -> 
     assert len(set(threads[10:])) == 1, threads
     # The first cycles fill pools; a leak of one frame or one model per cycle would be far more.
     assert memory[-1] - memory[10] < 4.0, memory
-
-
-def _send(user: User, publisher) -> Image:
-    picture = user.picture(width=640, height=480)
-    publisher.publish(picture)
-    return picture
 
 
 def test_parameters_are_refused_with_the_reason(user: User, start_node: NodeStarter) -> None:
@@ -207,19 +200,14 @@ def test_killed_node_can_be_started_again(user: User, start_node: NodeStarter) -
     assert first.wait() == -signal.SIGKILL
     second = start_node(autostart=True)
     second.wait_for("waiting for images")
-    publisher = user.node.create_publisher(Image, "/image", 10)
-    user.wait_until(lambda: publisher.get_subscription_count() > 0)
+    send = user.camera()
 
     def streaming_again() -> bool:
-        _send_one(user, publisher)
+        send()
         return bool(status) and status[-1].state == StreamStatus.STREAMING
 
     status.clear()
     user.wait_until(streaming_again)
-
-
-def _send_one(user: User, publisher) -> None:
-    publisher.publish(user.picture())
 
 
 def test_transition_that_raises_is_logged_and_recovers(user: User, start_node: NodeStarter) -> None:
