@@ -149,7 +149,7 @@ def _colour_bar(
     bar = figure.colorbar(
         ScalarMappable(norm, cmap), cax=axes, orientation="horizontal", extend=extend
     )
-    bar.outline.set_visible(False)
+    bar.ax.spines["outline"].set_visible(False)
     ticks = _round_ticks(float(norm.vmin or 0), float(norm.vmax or 1))
     bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     bar.ax.minorticks_off()

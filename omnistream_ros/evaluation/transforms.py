@@ -47,7 +47,7 @@ class PoseSeries:
         stamps = (
             np.frombuffer(self._stamps, dtype=np.int64) if self._stamps else np.zeros(0, np.int64)
         )
-        poses = (
+        poses: np.ndarray = (
             np.frombuffer(self._poses, dtype=np.float64).reshape(-1, 7)
             if self._poses
             else np.zeros((0, 7))

@@ -65,9 +65,10 @@ class Odometry:
         self._head = head
         self._keyframe: _Keyframe | None = None
         self._pose = np.eye(4)  # world_from_camera of the last frame
-        self._covariance = np.zeros((6, 6))
+        self._covariance: np.ndarray = np.zeros((6, 6))
         self._current_from_key = np.eye(4)  # of the last frame
-        self._velocity = np.zeros(6)  # translation and rotation vector per second, camera axes
+        # translation and rotation vector per second, camera axes
+        self._velocity: np.ndarray = np.zeros(6)
         self._stamp_ns = 0
         self._lost_in_a_row = 0
         self.lost_frames = 0  # since the beginning of the stream
