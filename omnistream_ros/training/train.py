@@ -258,9 +258,10 @@ class Trainer:
         self.table.add_score(p.step, score)
         # Rendering may have added held-out clips since: only like is compared with like.
         comparable = p.best.get("clips") == len(held_out)
-        best = p.best["abs_rel"] if comparable else math.inf
+        best = p.best["delta_1"] if comparable else -math.inf
         mark = ""
-        if score.abs_rel < best:
+        # By delta: AbsRel forgives too near more than too far, and would reward a bias.
+        if score.delta_1 > best:
             p.best = {"step": p.step, "clips": len(held_out), **score.as_dict()}
             for path in filter(None, (s.run / "best.safetensors", s.output)):
                 export_weights(path, self.average, self._record())
