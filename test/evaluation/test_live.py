@@ -50,7 +50,14 @@ def gone(pid: int) -> bool:
 
 
 def test_a_polite_process_ends_at_once(tmp_path) -> None:
-    child = start(tmp_path, "print('{\"ready\": 1}', flush=True)\nimport time\ntime.sleep(600)")
+    code = (
+        "import signal, time\n"
+        # A shell may have started the tests in the background, where SIGINT is ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "print('{\"ready\": 1}', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    child = start(tmp_path, code)
     assert wait_until(lambda: child.json_line("ready"), 60, [child], "ready") == {"ready": 1}
     child.stop()
     assert child.returncode == -signal.SIGINT  # Python ends so after a KeyboardInterrupt
