@@ -20,7 +20,7 @@ OUTSIDE = {
     "stream": {"numpy", "torch"},
     "evaluation": {*ANYWHERE, "ray"},
     "training": {*ANYWHERE, "moderngl"},
-    "cli.py": {"torch"},
+    "cli": {"torch"},
     "__init__.py": set(),
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -32,7 +32,7 @@ def _floor(part: str) -> int:
 
 
 def test_every_folder_has_a_floor() -> None:
-    folders = {file.relative_to(PACKAGE).parts[0] for file in SOURCES} - {"cli.py", "__init__.py"}
+    folders = {file.relative_to(PACKAGE).parts[0] for file in SOURCES} - {"cli", "__init__.py"}
     assert folders <= set(FLOORS)
 
 

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands about a model by itself: `info`, `verify`, `bench`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from omnistream_ros.cli.arguments import add_command
+
+
+def declare(commands: Any) -> None:
+    _declare_info(commands)
+    _declare_verify(commands)
+    _declare_bench(commands)
+
+
+def _declare_info(commands: Any) -> None:
+    command = add_command(commands, "info", _run_info, "say what a model is, and how accurate")
+    command.add_argument(
+        "model",
+        nargs="?",
+        default="omnistream-nano",
+        help="a name, a .safetensors file or a checkpoint folder (default: %(default)s)",
+    )
+
+
+def _run_info(options: argparse.Namespace) -> None:
+    from omnistream_ros.model import load_model
+
+    model, card = load_model(options.model)
+    config = model.config
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    scale = "metric" if config.metric else "up to scale"
+    heads = [name for name in ("depth", "camera") if getattr(model, f"{name}_head") is not None]
+    rows = {
+        "model": card.name,
+        "licence": card.licence,
+        "weights": f"sha256 {card.sha256}, stored as {card.storage_dtype}",
+        "parameters": f"{parameters:,}",
+        "network": f"{config.depth} blocks of width {config.width}, {config.patch_embed} embedding",
+        "heads": f"{', '.join(heads)}; depth is {scale}" if heads else "none (backbone only)",
+        **{f"trained: {key}": value for key, value in card.training.items()},
+        **{f"accuracy: {key}": value for key, value in card.accuracy.items()},
+    }
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:{width}}  {value}")
+
+
+def _declare_verify(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "verify",
+        _run_verify,
+        "compare a model with the outputs stored beside its weights",
+    )
+    command.add_argument("folder", metavar="DIR", help="a model and its expected.safetensors")
+    command.add_argument(
+        "--make", action="store_true", help="write DIR/expected.safetensors instead of comparing"
+    )
+    command.add_argument(
+        "--model", help="with --make: a model (name, file or folder) to store in DIR first"
+    )
+    command.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
+    command.add_argument(
+        "--tolerance",
+        type=float,
+        help="largest absolute difference that passes (default: 1e-5)",
+    )
+
+
+def _run_verify(options: argparse.Namespace) -> int:
+    from omnistream_ros.model import verify
+
+    if options.make:
+        print(f"wrote {verify.make_expected(options.folder, options.model)}")
+        return 0
+    tolerance = verify.TOLERANCE if options.tolerance is None else options.tolerance
+    differences = verify.verify(options.folder, device=options.device)
+    print(verify.table(differences, tolerance))
+    return 0 if all(difference.within(tolerance) for difference in differences) else 1
+
+
+def _declare_bench(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "bench",
+        _run_bench,
+        "time and memory of a frame against the length of the context",
+    )
+    command.add_argument("model", nargs="?", default="omnistream-nano", help="name of a model")
+    command.add_argument("--out", type=Path, metavar="DIR", help="also write bench.json and a plot")
+    command.add_argument(
+        "--frames",
+        type=int,
+        nargs="+",
+        default=[1, 16, 32, 64, 128, 256, 512],
+        metavar="T",
+        help="lengths of the context (default: 1 to 512)",
+    )
+    command.add_argument(
+        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the model's image"
+    )
+    command.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    command.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
+    command.add_argument(
+        "--cached-only", action="store_true", help="leave the full recomputation out"
+    )
+
+
+def _run_bench(options: argparse.Namespace) -> None:
+    from omnistream_ros.evaluation import bench, summary
+
+    print(bench.HEAD)
+    rows = bench.bench(
+        options.model,
+        size=tuple(options.size) if options.size else None,
+        contexts=sorted(set(options.frames)),
+        ways=("cached",) if options.cached_only else bench.WAYS,
+        device=options.device,
+        dtype=options.dtype,
+        threads=options.threads,
+        say=lambda line: print(line, flush=True),
+    )
+    if options.out:
+        bench.write(rows, options.out, summary.command_line())
+        print(f"\nplot: {options.out / 'bench.png'}")
