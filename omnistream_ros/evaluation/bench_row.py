@@ -22,6 +22,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from omnistream_ros.model import BackboneOutput, KVCache, OmniStream, build_model
+from omnistream_ros.model.cache_storage import TensorStorage
 
 Way = Literal["cached", "recompute"]
 
@@ -132,8 +133,9 @@ def _cached_step(
         dtype=model.backbone.compute_dtype,
     )
     # Any numbers do: attention costs the same whatever it attends to.
-    cache.keys.normal_()
-    cache.values.normal_()
+    assert isinstance(cache.storage, TensorStorage)
+    cache.storage.keys.normal_()
+    cache.storage.values.normal_()
     pixels = torch.randn(1, 3, case.height, case.width, device=device)
 
     def step() -> object:

@@ -14,17 +14,20 @@ B batch, T frames, N tokens of a frame, P = h*w patches, D width, d channels of 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omnistream_ros.model.cache_policy import Policy
 from omnistream_ros.model.config import REGISTER_TOKENS, ModelConfig
 from omnistream_ros.model.kv_cache import KVCache
 from omnistream_ros.model.layers import Block, LayerNorm, Memory
 from omnistream_ros.model.patch_embed import make_patch_embed
-from omnistream_ros.model.rope import frame_rotation
+from omnistream_ros.model.rope import Rotation, frame_rotation
 
 
 @dataclass
@@ -120,15 +123,20 @@ class Backbone(nn.Module):
         *,
         sink: int = 1,
         window: int = 16,
+        policy: Policy | None = None,
         batch: int = 1,
         camera_token: bool = True,
     ) -> KVCache:
-        """An empty cache for images of height x width on this model's device, in its type."""
+        """An empty cache for images of height x width on this model's device, in its type.
+
+        Arguments and errors as of `KVCache.allocate`.
+        """
         return KVCache.allocate(
             self.config,
             self.config.grid(height, width),
             sink=sink,
             window=window,
+            policy=policy,
             batch=batch,
             camera_token=camera_token,
             device=self.device,
@@ -157,25 +165,33 @@ class Backbone(nn.Module):
         B, T = pixels.shape[:2]
         grid = self.config.grid(*pixels.shape[-2:])
         patches, pyramid = self.patch_embed(pixels.flatten(0, 1))  # (B*T, P, D)
-        later = torch.arange(T, device=pixels.device).clamp(max=1)  # 0 for frame 0, then 1
-        prefix = self._prefix(later.repeat(B), B, aspect_ratio, camera_token)  # (B*T, n, D)
+        versions = [min(t, 1) for t in range(T)] * B
+        prefix = self._prefix(versions, B, aspect_ratio, camera_token)  # (B*T, n, D)
         x = torch.cat((prefix, patches.to(self.residual_dtype)), dim=1)  # (B*T, N, D)
         x = x.unflatten(0, (B, T)).flatten(1, 2)  # (B, T*N, D)
-        hidden = self._run_blocks(x, CausalClip(T), grid, prefix.shape[1], first_frame=0, frames=T)
+        rotation = self._rotation(grid, prefix.shape[1], 0, T)
+        hidden = self._run_blocks(x, CausalClip(T), rotation)
         hidden = [h.unflatten(1, (T, -1)) for h in hidden]  # (B, T, N, D)
         pyramid = {stride: f.unflatten(0, (B, T)) for stride, f in pyramid.items()}
         return self._output(hidden, grid, pyramid, camera_token)
 
     @torch.no_grad()  # a graph through the cache would grow with the stream
     def step(
-        self, pixels: Tensor, cache: KVCache, aspect_ratio: Tensor | float | None = None
+        self,
+        pixels: Tensor,
+        cache: KVCache,
+        aspect_ratio: Tensor | float | None = None,
+        *,
+        rows: Sequence[int] | None = None,
     ) -> BackboneOutput:
-        """Advance a stream by one frame; the cache decides whether it is the first.
+        """Advance streams by one frame each; the cache decides for which it is the first.
 
         Args:
             pixels: (B, 3, H, W), normalised by PIXEL_MEAN and PIXEL_STD.
-            cache: the stream's memory; written in place.
+            cache: the streams' memory; written in place.
             aspect_ratio: H/W of the camera, (B,) or one number; None: not told.
+            rows: the streams of the cache that the B images belong to, each at most once; the
+                others are left as they are. None: all of them, in order.
 
         Raises:
             ValueError: pixels of another shape than the cache was allocated for.
@@ -183,60 +199,67 @@ class Backbone(nn.Module):
         if pixels.ndim != 4 or pixels.shape[1] != 3:
             raise ValueError(f"pixels must be (B, 3, H, W), got {tuple(pixels.shape)}")
         grid = self.config.grid(*pixels.shape[-2:])
-        if grid != cache.grid or pixels.shape[0] != cache.batch:
+        rows = range(cache.batch) if rows is None else rows
+        if grid != cache.grid or pixels.shape[0] != len(rows):
             raise ValueError(
-                f"the cache was allocated for {cache.batch} image(s) of {cache.grid} patches, got "
+                f"the cache was allocated for {len(rows)} image(s) of {cache.grid} patches, got "
                 f"{pixels.shape[0]} of {grid}; allocate a new cache and begin a new epoch"
             )
         B = pixels.shape[0]
         patches, pyramid = self.patch_embed(pixels)  # (B, P, D)
-        version = min(cache.frames_seen, 1)
-        later = torch.full((B,), version, device=pixels.device)
-        prefix = self._prefix(later, B, aspect_ratio, cache.camera_token)  # (B, n, D)
+        frames = [cache.streams[row].frames_seen for row in rows]
+        versions = [min(frame, 1) for frame in frames]
+        prefix = self._prefix(versions, B, aspect_ratio, cache.camera_token)  # (B, n, D)
         x = torch.cat((prefix, patches.to(self.residual_dtype)), dim=1)  # (B, N, D)
-        cache.begin_frame()
-        hidden = self._run_blocks(
-            x, cache, grid, prefix.shape[1], first_frame=cache.frames_seen, frames=1
-        )
+        rotation = self._rotations(grid, prefix.shape[1], frames)
+        cache.begin_frame(rows)
+        hidden = self._run_blocks(x, cache, rotation)
         cache.end_frame()
         return self._output(hidden, grid, pyramid, cache.camera_token)
 
     def _prefix(
-        self, later: Tensor, batch: int, aspect_ratio: Tensor | float | None, camera_token: bool
+        self,
+        versions: list[int],
+        batch: int,
+        aspect_ratio: Tensor | float | None,
+        camera_token: bool,
     ) -> Tensor:
-        """The tokens before the patches, (B*T, n, D); `later` (B*T,) is 0 for a first frame."""
+        """The tokens before the patches, (B*T, n, D); `versions` is 0 for a first frame, else 1."""
         dtype = self.residual_dtype
-        count = later.shape[0]
+        count = len(versions)
         tokens = [self.cls_token.expand(count, -1, -1)]
         if camera_token:
-            camera = self.camera_token[0, later]  # (B*T, 1, D)
+            camera = _choose(self.camera_token, versions)  # (B*T, 1, D)
             if aspect_ratio is not None:
                 # Of a tensor on a device this would have to be waited for.
                 if isinstance(aspect_ratio, float) and not 0 < aspect_ratio < math.inf:
                     raise ValueError(f"aspect_ratio is H/W, above 0, got {aspect_ratio}")
-                ratio = torch.as_tensor(aspect_ratio, device=later.device, dtype=dtype)
+                ratio = torch.as_tensor(aspect_ratio, device=self.device, dtype=dtype)
                 log_ratio = ratio.log().expand(batch)[:, None]  # (B, 1)
                 told = F.linear(
                     log_ratio, self.ar_embedder.weight.to(dtype), self.ar_embedder.bias.to(dtype)
                 )
                 camera = camera + told.repeat_interleave(count // batch, dim=0)[:, None]
             tokens.append(camera)
-        tokens.append(self.register_token[0, later])  # (B*T, 4, D)
+        tokens.append(_choose(self.register_token, versions))  # (B*T, 4, D)
         return torch.cat(tokens, dim=1).to(dtype)
 
-    def _run_blocks(
-        self,
-        x: Tensor,
-        memory: Memory,
-        grid: tuple[int, int],
-        prefix: int,
-        first_frame: int,
-        frames: int,
-    ) -> list[Tensor]:
-        """x (B, frames*N, D) through all blocks; their outputs."""
-        rotation = frame_rotation(
-            grid, prefix, first_frame, frames, self.config.head_dim, x.device, x.dtype
+    def _rotation(self, grid: tuple[int, int], prefix: int, first: int, frames: int) -> Rotation:
+        """The turn of consecutive frames, (frames*N, d)."""
+        return frame_rotation(
+            grid, prefix, first, frames, self.config.head_dim, self.device, self.residual_dtype
         )
+
+    def _rotations(self, grid: tuple[int, int], prefix: int, frames: list[int]) -> Rotation:
+        """The turn of one frame per stream: (N, d) if all are at the same, else (B, 1, N, d)."""
+        if len(set(frames)) == 1:
+            return self._rotation(grid, prefix, frames[0], 1)
+        each = [self._rotation(grid, prefix, frame, 1) for frame in frames]
+        cos, sin = (torch.stack(tables)[:, None] for tables in zip(*each, strict=True))
+        return Rotation(cos, sin)
+
+    def _run_blocks(self, x: Tensor, memory: Memory, rotation: Rotation) -> list[Tensor]:
+        """x (B, frames*N, D) through all blocks; their outputs."""
         hidden = []
         for layer, block in enumerate(self.blocks):
             x = block(x, rotation, memory, layer)
@@ -261,3 +284,12 @@ class Backbone(nn.Module):
             grid=grid,
             pyramid=pyramid,
         )
+
+
+def _choose(token: Tensor, versions: list[int]) -> Tensor:
+    """token (1, 2, n, D) in the versions wanted, (len(versions), n, D).
+
+    Python numbers choose, so no index travels to the device.
+    """
+    runs = [(version, len(list(run))) for version, run in groupby(versions)]
+    return torch.cat([token[0, version].expand(count, -1, -1) for version, count in runs])

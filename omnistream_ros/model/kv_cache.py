@@ -1,85 +1,86 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory of a stream: keys and values of the first frames (sink) and the most recent (window).
+"""The memory of streams: one policy says what is kept, one storage holds it; allocated once.
 
-Everything is allocated once. Each frame owns a slot of N tokens in one tensor of keys and one of
-values; frame f is written in place into
+Here the two meet. A step of one frame is begin_frame, `attend` once per layer, end_frame: the
+policy plans for each stream of the batch, the storage is written and read accordingly, and what
+the policy places elsewhere in time is turned (see `rope`: only t channels change).
 
-    slot f                              while f < sink
-    slot sink + (f - sink) % window     afterwards: a ring, the oldest frame is overwritten
-
-Attention does not care in which order keys stand, so nothing is ever moved, and the current frame
-counts as the last of the window: before it is written, the frame it replaces is gone.
-
-Time. A frame of the window is rotated for its own frame index, once, when it is written. Once
-frames between sink and window have been forgotten, the sink is moved in time to stand right before
-the window, so no distance ever exceeds sink + window - 1 frames:
-
-    time(f) = f + (frames forgotten so far)   for the sink
-    time(f) = f                               for the window
-
-Moving means turning the sink's t channels further (see `rope`; no other channel changes). It starts
-from an untouched copy of those channels each time, so a stream may run for a week and the sink's
-keys carry one rounding, not a million.
+A turn starts from an untouched copy of those channels each time, so a stream may run for a week and
+the sink's keys carry one rounding, not a million.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from omnistream_ros.model.cache_policy import Kept, Plan, Policy, StreamState, Window
+from omnistream_ros.model.cache_storage import Storage, TensorStorage
 from omnistream_ros.model.config import ModelConfig
 from omnistream_ros.model.rope import TIME_CHANNELS, rotate, time_rotation
 
+# (layers, streams, heads, tokens, head_dim, *, device, dtype) -> an empty storage
+StorageFactory = Callable[..., Storage]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Neighbouring streams that do the same in this step, so that they do it in one call."""
+
+    batch: slice  # of the step's inputs
+    rows: slice  # of the storage
+    plan: Plan
+
 
 class KVCache:
-    """Keys and values of all layers for one stream, or for a batch of streams in step.
+    """Keys and values of all layers for B streams over one set of weights.
+
+    The streams of a cache are independent: each has its own frame count, and a step may advance
+    some of them and leave the others as they are.
 
     Attributes:
-        keys, values: (depth, B, heads, (sink + window) * N, d); slots are runs of N tokens.
-        frames_seen: frames since the start of the epoch; a Python int, it cannot overflow.
+        policy: what is kept.
+        storage: keys and values; token slot * N is the first of a slot, N = `tokens_per_frame`.
+        streams: the state of each stream.
     """
 
     def __init__(
         self,
         config: ModelConfig,
         grid: tuple[int, int],
+        policy: Policy,
         *,
-        sink: int,
-        window: int,
         batch: int,
         camera_token: bool,
         device: torch.device,
         dtype: torch.dtype,
+        storage: StorageFactory = TensorStorage,
     ) -> None:
-        if sink < 0 or window < 1 or batch < 1:
-            raise ValueError(
-                f"cache of sink {sink}, window {window}, batch {batch}: the window counts the "
-                "current frame, so window and batch must be at least 1 and sink at least 0"
-            )
+        if batch < 1:
+            raise ValueError(f"a cache for {batch} streams: batch must be at least 1")
+        self.policy = policy
         self.grid = grid
-        self.sink = sink
-        self.window = window
         self.batch = batch
         self.camera_token = camera_token
         self.head_dim = config.head_dim
+        self.dtype = dtype
         self.prefix = config.prefix_tokens(camera_token)
-        patches = grid[0] * grid[1]
-        self.tokens_per_frame = self.prefix + patches
-
-        shape = (config.depth, batch, config.heads, self.capacity * self.tokens_per_frame)
-        # Zeros, not empty: pages are touched now, so a robot runs out of memory here or never.
-        self.keys = torch.zeros(*shape, self.head_dim, device=device, dtype=dtype)
-        self.values = torch.zeros_like(self.keys)
-        # The t channels of the sink's patch keys as they were first written.
-        self.sink_time = torch.zeros(
-            *shape[:3], sink, patches, self.head_dim // 4, device=device, dtype=dtype
+        self.tokens_per_frame = self.prefix + grid[0] * grid[1]  # N
+        self.streams = [StreamState() for _ in range(batch)]
+        tokens = policy.slots * self.tokens_per_frame
+        self.storage = storage(
+            config.depth, batch, config.heads, tokens, self.head_dim, device=device, dtype=dtype
         )
-        self.frames_seen = 0
-        # Of the frame at hand: tokens it writes to, tokens it sees.
-        self._slot = self._visible = slice(0, 0)
+        # The t channels of the sink's keys as they were first written.
+        sink = policy.sink * self.tokens_per_frame
+        self.sink_time = torch.zeros(
+            config.depth, batch, config.heads, sink, self.head_dim // 4, device=device, dtype=dtype
+        )
+        self._groups: list[_Group] = []
 
     @classmethod
     def allocate(
@@ -89,19 +90,22 @@ class KVCache:
         *,
         sink: int = 1,
         window: int = 16,
+        policy: Policy | None = None,
         batch: int = 1,
         camera_token: bool = True,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        storage: StorageFactory = TensorStorage,
     ) -> KVCache:
         """An empty cache.
 
         Args:
             grid: patches (rows, columns) of the images that will come.
-            sink: first frames of the epoch that are never forgotten.
-            window: recent frames that are kept, the current one included.
-            batch: streams that advance together.
+            sink, window: short for `policy=Window(sink, window)`.
+            policy: what is kept.
+            batch: number of streams.
             dtype: that of the model's matrix products (`Backbone.compute_dtype`).
+            storage: how it is kept.
 
         Raises:
             ValueError: impossible sizes.
@@ -109,12 +113,12 @@ class KVCache:
         return cls(
             config,
             grid,
-            sink=sink,
-            window=window,
+            policy or Window(sink, window),
             batch=batch,
             camera_token=camera_token,
             device=torch.device(device),
             dtype=dtype,
+            storage=storage,
         )
 
     @staticmethod
@@ -156,105 +160,123 @@ class KVCache:
         return window
 
     @property
-    def capacity(self) -> int:
-        """Frames that fit: sink + window."""
-        return self.sink + self.window
-
-    @property
-    def context_frames(self) -> int:
-        """Frames kept now."""
-        return min(self.frames_seen, self.capacity)
-
-    @property
     def nbytes(self) -> int:
         """Bytes of device memory; the same from the first frame to the last."""
-        return self.keys.nbytes + self.values.nbytes + self.sink_time.nbytes
+        return self.storage.nbytes + self.sink_time.nbytes
 
-    def kept_frames(self) -> list[tuple[int, int]]:
+    @property
+    def frames_seen(self) -> int:
+        """Frames since the start of the epoch, of streams that advance together.
+
+        Raises:
+            ValueError: the streams differ; ask `streams`.
+        """
+        seen = {stream.frames_seen for stream in self.streams}
+        if len(seen) > 1:
+            raise ValueError(
+                f"streams of this cache have seen {sorted(seen)} frames; ask `streams`"
+            )
+        return seen.pop()
+
+    @frames_seen.setter
+    def frames_seen(self, frames: int) -> None:
+        for stream in self.streams:
+            stream.frames_seen = frames
+
+    def kept_frames(self, stream: int = 0) -> list[Kept]:
         """(frame index, index in time) of what the last step attended to, itself included."""
-        forgotten = max(0, self.frames_seen - self.capacity)
-        sink = min(self.sink, self.frames_seen)
-        window = range(sink + forgotten, self.frames_seen)
-        return [(f, f + forgotten) for f in range(sink)] + [(f, f) for f in window]
+        return self.policy.kept(self.streams[stream])
+
+    def context_frames(self, stream: int = 0) -> int:
+        """Frames kept now."""
+        return len(self.kept_frames(stream))
 
     @property
     def _layout(self) -> dict[str, Any]:
         """All that must agree before a state means the same to another cache."""
         return {
-            "keys": tuple(self.keys.shape),
-            "dtype": str(self.keys.dtype),
+            "policy": str(self.policy),
+            "storage": type(self.storage).__name__,
+            "time": tuple(self.sink_time.shape),
+            "dtype": str(self.dtype),
             "grid": self.grid,
-            "sink": self.sink,
             "camera_token": self.camera_token,
         }
 
-    def reset(self) -> None:
-        """Forget everything: the next frame is the first of its epoch."""
-        self.frames_seen = 0
+    def reset(self, stream: int | None = None) -> None:
+        """Forget everything, of one stream or of all: its next frame is the first of its epoch."""
+        for state in self.streams if stream is None else [self.streams[stream]]:
+            state.reset()
 
-    # One step: begin_frame, `attend` once per layer, end_frame. A step that fails half-way changes
-    # nothing that the next one would read, so the same frame can simply be tried again.
+    # A step that fails half-way changes nothing that the next one would read, so the same frame can
+    # simply be tried again.
 
-    def begin_frame(self) -> None:
-        """Choose the slot of frame `frames_seen` and move the sink in time if frames were lost."""
-        frame = self.frames_seen
-        slot = frame  # slots fill from the left, then the window goes round
-        if frame >= self.capacity:
-            slot = self.sink + (frame - self.sink) % self.window
-        N = self.tokens_per_frame
-        self._slot = slice(slot * N, (slot + 1) * N)
-        self._visible = slice(0, min(frame + 1, self.capacity) * N)
-
-        forgotten = frame + 1 - self.capacity
-        if forgotten > 0 and self.sink > 0:
-            self._move_sink(forgotten)
+    def begin_frame(self, rows: Sequence[int] | None = None) -> None:
+        """Plan the next frame of the streams `rows` (all by default), in the order of the batch."""
+        rows = range(self.batch) if rows is None else rows
+        self._groups = []
+        for i, row in enumerate(rows):
+            plan = self.policy.plan(self.streams[row])
+            last = self._groups[-1] if self._groups else None
+            if last and last.rows.stop == row and last.plan == plan:
+                batch, stored = slice(last.batch.start, i + 1), slice(last.rows.start, row + 1)
+                self._groups[-1] = _Group(batch, stored, plan)
+            else:
+                self._groups.append(_Group(slice(i, i + 1), slice(row, row + 1), plan))
+        for group in self._groups:
+            if group.plan.sink_shift:
+                self._move_sink(group.rows, group.plan.sink_shift)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write the frame's k and v of one layer, then attend to all that is kept: no mask.
 
-        q, k, v and the result: (B, heads, N, d).
+        q, k, v and the result: (b, heads, N, d), b the streams of `begin_frame`.
         """
-        keys, values = self.keys[layer], self.values[layer]
-        keys[:, :, self._slot] = k
-        values[:, :, self._slot] = v
-        if self.frames_seen < self.sink:
-            self.sink_time[layer, :, :, self.frames_seen] = k[:, :, self.prefix :, TIME_CHANNELS]
-        return F.scaled_dot_product_attention(
-            q, keys[:, :, self._visible], values[:, :, self._visible]
-        )
+        N = self.tokens_per_frame
+        outputs = []
+        for group in self._groups:
+            batch, rows, plan = group.batch, group.rows, group.plan
+            first = plan.slot * N
+            self.storage.write(layer, rows, first, k[batch], v[batch])
+            if plan.slot < self.policy.sink:
+                channels = k[batch, ..., TIME_CHANNELS]
+                self.sink_time[layer, rows, :, first : first + N] = channels
+            outputs.append(self.storage.attend(layer, rows, q[batch], plan.visible * N))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def end_frame(self) -> None:
         """All layers are written: the frame is part of the past."""
-        self.frames_seen += 1
+        for group in self._groups:
+            for stream in self.streams[group.rows]:
+                stream.frames_seen += 1
 
-    def _move_sink(self, frames: int) -> None:
+    def _move_sink(self, rows: slice, frames: int) -> None:
         """Place the sink `frames` later than it was seen: a turn of the t channels, all layers."""
-        turn = time_rotation(frames, 1, self.head_dim, self.keys.device, _rotary_dtype(self.keys))
-        slots = self.keys[:, :, :, : self.sink * self.tokens_per_frame]
-        slots = slots.unflatten(3, (self.sink, self.tokens_per_frame))
-        slots[..., self.prefix :, TIME_CHANNELS] = rotate(self.sink_time, turn)
+        sink_time = self.sink_time[:, rows]  # (L, b, heads, sink * N, d/4)
+        angles = torch.promote_types(self.dtype, torch.float32)
+        turn = time_rotation(frames, 1, self.head_dim, sink_time.device, angles)
+        turned = rotate(sink_time, turn).unflatten(3, (self.policy.sink, self.tokens_per_frame))
+        # The tokens before the patches have no position.
+        untouched = sink_time.unflatten(3, (self.policy.sink, self.tokens_per_frame))
+        turned[..., : self.prefix, :] = untouched[..., : self.prefix, :]
+        self.storage.set_time_channels(rows, 0, turned.flatten(3, 4))
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of the stream's state; a stream continued from it is the same to the last bit."""
+        """A copy of the streams' state; streams continued from it are the same to the last bit."""
         return {
             "layout": self._layout,
-            "frames_seen": self.frames_seen,
-            "keys": self.keys.clone(),
-            "values": self.values.clone(),
+            "streams": [stream.state_dict() for stream in self.streams],
+            "storage": self.storage.state_dict(),
             "sink_time": self.sink_time.clone(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue a stream saved from a cache of the same layout; ValueError if it is not."""
+        """Continue streams saved from a cache of the same layout; ValueError if it is not."""
         if state.get("layout") != self._layout:
             raise ValueError(
                 f"the state of a cache of {state.get('layout')} does not fit one of {self._layout}"
             )
-        for name in ("keys", "values", "sink_time"):
-            getattr(self, name).copy_(state[name])
-        self.frames_seen = state["frames_seen"]
-
-
-def _rotary_dtype(x: Tensor) -> torch.dtype:
-    """Angles are applied in float32 at least."""
-    return torch.promote_types(x.dtype, torch.float32)
+        self.storage.load_state_dict(state["storage"])
+        self.sink_time.copy_(state["sink_time"])
+        for stream, saved in zip(self.streams, state["streams"], strict=True):
+            stream.load_state_dict(saved)

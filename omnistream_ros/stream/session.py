@@ -158,7 +158,7 @@ class StreamSession:
             epoch=self._epoch,
             frame_index=self._cache.frames_seen - 1,
             epoch_reason=reason,
-            context_frames=self._cache.context_frames,
+            context_frames=self._cache.context_frames(),
             metric=self._config.metric and frame.intrinsics is not None,
             intrinsics=source_camera if at_source else model_camera,
             depth=depth,

@@ -131,7 +131,7 @@ def test_a_step_leaves_no_graph():
     out = model.step(torch.randn(1, 3, 32, 48), cache)
     assert not out.features.patches.requires_grad
     assert not out.depth.requires_grad
-    assert not cache.keys.requires_grad
+    assert not cache.storage.keys.requires_grad
 
 
 def test_bfloat16_keeps_what_must_be_exact_in_float32():
@@ -146,7 +146,7 @@ def test_bfloat16_keeps_what_must_be_exact_in_float32():
         if any(part in name for part in exact_parts):
             assert dtype == torch.float32, name
     cache = model.backbone.allocate_cache(32, 48)
-    assert cache.keys.dtype == torch.bfloat16
+    assert cache.storage.keys.dtype == torch.bfloat16
     for t in range(4):
         out = model.step(pixels[:, t], cache, 0.7, rays=True)
     features = out.features

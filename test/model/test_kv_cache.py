@@ -57,7 +57,7 @@ def test_equals_attention_over_exactly_the_kept_frames(sink, window, frames):
     for t in range(frames):
         steps.append(model.step(pixels[:, t], cache).patches[0].numpy())
         assert cache.kept_frames() == context(t)
-        assert cache.context_frames == len(context(t))
+        assert cache.context_frames() == len(context(t))
     expected = expected_patches(model, pixels[0], context)
     np.testing.assert_allclose(np.array(steps), expected, atol=1e-11)
 
@@ -104,7 +104,7 @@ def test_a_restored_stream_is_the_same_to_the_last_bit(saved_at, dtype):
         again = model.backbone.step(p, other)
         for a, b in zip(again.hidden, expected.hidden, strict=True):
             assert torch.equal(a, b)
-    assert torch.equal(cache.keys, other.keys)
+    assert torch.equal(cache.storage.keys, other.storage.keys)
 
 
 def test_a_state_of_another_shape_is_refused_whole():
@@ -118,12 +118,12 @@ def test_a_state_of_another_shape_is_refused_whole():
         lively(SMALL).backbone.allocate_cache(H, W, window=4),  # float32
     ):
         state = other.state_dict()
-        state["keys"] += 1
+        state["storage"]["keys"] += 1
         with pytest.raises(ValueError, match="does not fit"):
             cache.load_state_dict(state)
     with pytest.raises(ValueError, match="does not fit"):
         cache.load_state_dict({})
-    assert torch.equal(cache.keys, before["keys"])
+    assert torch.equal(cache.storage.keys, before["storage"]["keys"])
 
 
 def test_reset_begins_anew():
@@ -131,7 +131,7 @@ def test_reset_begins_anew():
     cache = model.allocate_cache(H, W, window=2)
     first = [model.step(p, cache).patches for p in pixels.unbind(1)]
     cache.reset()
-    assert cache.context_frames == 0
+    assert cache.context_frames() == 0
     assert cache.kept_frames() == []
     again = [model.step(p, cache).patches for p in pixels.unbind(1)]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -161,15 +161,15 @@ def moved_in_time(cache: KVCache, frames: int) -> dict:
     state = cache.state_dict()
     periods = 100.0 ** (2 * np.arange(d // 8) / (d / 2))
     t = 2 * np.pi * np.mod(frames / 16 / periods, 1)
-    keys = state["keys"].numpy()
-    window = keys[:, :, :, cache.sink * N :].reshape(*keys.shape[:3], -1, N, d)
+    keys = state["storage"]["keys"].numpy()
+    window = keys[:, :, :, cache.policy.sink * N :].reshape(*keys.shape[:3], -1, N, d)
     channels = window[..., cache.prefix :, TIME_CHANNELS]
     flat = channels.reshape(-1, d // 4)
     flat[:] = [turn(v, np.concatenate((t, t))) for v in flat]
     window[..., cache.prefix :, TIME_CHANNELS] = flat.reshape(channels.shape)
-    keys[:, :, :, cache.sink * N :] = window.reshape(*keys.shape[:3], -1, d)
-    state["keys"] = torch.from_numpy(keys)
-    state["frames_seen"] += frames
+    keys[:, :, :, cache.policy.sink * N :] = window.reshape(*keys.shape[:3], -1, d)
+    state["storage"]["keys"] = torch.from_numpy(keys)
+    state["streams"][0]["frames_seen"] += frames
     return state
 
 
@@ -194,11 +194,11 @@ def test_the_sink_is_moved_from_its_original():
     cache = model.allocate_cache(H, W, sink=1, window=2)
     model.step(pixels[:, 0], cache)
     N, prefix = cache.tokens_per_frame, cache.prefix
-    original = cache.keys[:, :, :, :N].clone()
+    original = cache.storage.keys[:, :, :, :N].clone()
     for frame in (1, 2, 3, 1000, 10**9, 10**9 + 1):
         cache.frames_seen = frame
         model.step(pixels[:, frame % 4], cache)
-    sink = cache.keys[:, :, :, :N]
+    sink = cache.storage.keys[:, :, :, :N]
     untouched = torch.ones(8, dtype=torch.bool)
     untouched[TIME_CHANNELS] = False
     assert torch.equal(sink[:, :, :, :prefix], original[:, :, :, :prefix])
@@ -217,7 +217,7 @@ def test_memory_stands_still():
     def footprint() -> tuple:
         gc.collect()
         tensors = sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
-        held = (cache.keys, cache.values, cache.sink_time)
+        held = (cache.storage.keys, cache.storage.values, cache.sink_time)
         return tensors, cache.nbytes, *(t.data_ptr() for t in held), len(vars(cache))
 
     for t in range(6):
@@ -226,14 +226,14 @@ def test_memory_stands_still():
     for t in range(200):
         model.step(pixels[:, t % 4], cache)
     assert footprint() == before
-    assert cache.context_frames == 4
+    assert cache.context_frames() == 4
 
 
 def test_nbytes_counts_keys_values_and_the_sinks_copy():
     cache = KVCache.allocate(NANO, (9, 12), sink=1, window=16, dtype=torch.float16)
-    tokens, patches = 6 + 108, 108
+    tokens = 6 + 108
     keys_and_values = 2 * 4 * 17 * tokens * 192 * 2
-    assert cache.nbytes == keys_and_values + 4 * patches * 192 // 4 * 2
+    assert cache.nbytes == keys_and_values + 4 * tokens * 192 // 4 * 2
 
 
 @settings(deadline=None)

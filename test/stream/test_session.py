@@ -465,7 +465,7 @@ def test_a_stream_that_has_run_for_years(model: OmniStream) -> None:
         session = StreamSession(model, sink=0, window=3)
         session.step(frames(1)[0])
         state = session.state_dict()
-        state["cache"]["frames_seen"] = start
+        state["cache"]["streams"][0]["frames_seen"] = start
         session.load_state_dict(state)
         return [session.step(frame) for frame in frames(8)[1:]]
 
@@ -502,7 +502,7 @@ def test_memory_is_freed_with_the_session(model: OmniStream) -> None:
     session = StreamSession(model)
     session.step(frames(1)[0])
     assert session._cache is not None
-    cache = weakref.ref(session._cache.keys)
+    cache = weakref.ref(session._cache.storage.keys)
     gc.disable()
     try:
         del session

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How keys and values lie in memory, and how attention reads them.
+
+A storage knows tokens by number, 0 .. tokens - 1 in every stream of every layer. It does not know
+frames, time or why something is kept: `kv_cache` writes where the policy says and asks for the
+first `visible` tokens. Another layout is another class with these methods.
+
+L layers, B streams, b of them at hand, heads, n tokens, d channels of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from omnistream_ros.model.rope import TIME_CHANNELS
+
+
+class Storage(Protocol):
+    """Memory that is allocated once and written in place; `rows` names the streams at hand."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of device memory; the same from the first frame to the last."""
+        ...
+
+    def write(self, layer: int, rows: slice, first: int, k: Tensor, v: Tensor) -> None:
+        """k, v (b, heads, n, d) become tokens first .. first + n - 1 of one layer."""
+        ...
+
+    def attend(self, layer: int, rows: slice, q: Tensor, visible: int) -> Tensor:
+        """q (b, heads, n, d) attends to tokens 0 .. visible - 1: softmax(q k / sqrt(d)) v."""
+        ...
+
+    def set_time_channels(self, rows: slice, first: int, channels: Tensor) -> None:
+        """Overwrite the t channels (`rope.TIME_CHANNELS`) of keys, all layers.
+
+        channels: (L, b, heads, n, d/4) of tokens first .. first + n - 1.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """A copy of everything, from which the same attention follows to the last bit."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over the content of a storage of the same shape and type."""
+        ...
+
+
+class TensorStorage:
+    """Plain tensors, read by torch's own attention: works on every device and in every type.
+
+    Attributes:
+        keys, values: (L, B, heads, tokens, d).
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        streams: int,
+        heads: int,
+        tokens: int,
+        head_dim: int,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        # Zeros, not empty: pages are touched now, so a robot runs out of memory here or never.
+        self.keys = torch.zeros(
+            layers, streams, heads, tokens, head_dim, device=device, dtype=dtype
+        )
+        self.values = torch.zeros_like(self.keys)
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+    def write(self, layer: int, rows: slice, first: int, k: Tensor, v: Tensor) -> None:
+        tokens = slice(first, first + k.shape[2])
+        self.keys[layer, rows, :, tokens] = k
+        self.values[layer, rows, :, tokens] = v
+
+    def attend(self, layer: int, rows: slice, q: Tensor, visible: int) -> Tensor:
+        keys, values = self.keys[layer, rows], self.values[layer, rows]  # (b, heads, tokens, d)
+        return F.scaled_dot_product_attention(q, keys[:, :, :visible], values[:, :, :visible])
+
+    def set_time_channels(self, rows: slice, first: int, channels: Tensor) -> None:
+        tokens = slice(first, first + channels.shape[3])
+        self.keys[:, rows, :, tokens, TIME_CHANNELS] = channels
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"keys": self.keys.clone(), "values": self.values.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.keys.copy_(state["keys"])
+        self.values.copy_(state["values"])
