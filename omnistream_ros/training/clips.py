@@ -18,13 +18,16 @@ import cv2
 import numpy as np
 
 from omnistream_ros.training.assets import FurnitureLibrary
-from omnistream_ros.training.camera_path import PathError, make_path
+from omnistream_ros.training.camera_path import CameraPath, PathError, make_path
 from omnistream_ros.training.render import Renderer, View
 from omnistream_ros.training.scenes import Scene, SceneMaker
 from omnistream_ros.training.sensor import Sensor, expose
+from omnistream_ros.training.textures import Rng
 
 WIDTH, HEIGHT = 192, 144
 _TRIES = 6  # paths tried in a scene before the seed is given up
+_SHORT_TAKE = 4  # frames
+_SHORT_TAKES = 6  # in one room
 
 
 class ClipError(RuntimeError):
@@ -49,14 +52,20 @@ class Clip:
     stamps: np.ndarray
 
     def info(self) -> dict[str, object]:
-        """Seed, room, motion, rate and objects, for captions and statistics."""
+        """Seed, room, motion, rate and objects with their boxes: `annotations` reads it."""
         rate = (len(self.stamps) - 1) / float(self.stamps[-1]) if len(self.stamps) > 1 else 0.0
         return {
             "seed": self.scene.seed,
             "room": self.scene.room.kind,
             "motion": self.motion,
             "fps": round(rate, 3),
+            "height": round(self.scene.room.height, 3),
+            "corners": self.scene.room.corners.round(3).tolist(),
             "objects": [item.name for item in self.scene.items],
+            "boxes": [
+                [round(float(v), 3) for v in (*item.position, item.yaw, *item.size)]
+                for item in self.scene.items
+            ],
         }
 
 
@@ -87,30 +96,76 @@ def quaternions(rotations: np.ndarray) -> np.ndarray:
 
 
 def training_clip(seed: int, maker: SceneMaker, renderer: Renderer) -> Clip:
-    """The training clip of a seed: random room, path, lens, frame rate and sensor.
+    """The training clip of a seed: random room, paths, lens, frame rate and sensor.
+
+    One clip in four is a single take of 16 to 24 frames, which teaches the use of the past. The
+    others are takes of four frames from places all over the room: neighbouring frames look alike,
+    so for the same time of rendering they show several times as much.
 
     Raises ClipError when the seed gives nothing usable.
     """
     rng = np.random.default_rng(np.random.SeedSequence([seed, 1]))
     scene = maker.make(seed)
-    frames = int(rng.integers(16, 25))
-    for _ in range(_TRIES):
-        rate = float(np.exp(rng.uniform(np.log(5), np.log(30))))
-        camera = pinhole(renderer.width, renderer.height, rng.uniform(45, 95))
-        try:
-            path = make_path(scene, rng, frames, rate)
-        except PathError as error:
-            raise ClipError(str(error)) from error
-        renderer.load(maker.stage(scene, path.poses[:, :3, 3], camera[0]))
-        if not all(_worth_seeing(renderer.view(path.poses[i], camera)) for i in (0, frames // 2)):
-            continue
-        views = [renderer.view(pose, camera) for pose in path.poses]
-        if not _worth_seeing(views[-1]):
-            continue
-        rgb = expose(views, path.poses, camera, Sensor.random(rng), rng)
-        depth = np.stack([view.depth for view in views])
-        return Clip(scene, path.motion, rgb, depth, path.poses, camera, path.stamps)
-    raise ClipError(f"seed {seed}: no path with anything to see")
+    long = rng.random() < 0.25
+    frames = int(rng.integers(16, 25)) if long else _SHORT_TAKE
+    rate = float(np.exp(rng.uniform(np.log(5), np.log(30))))
+    camera = pinhole(renderer.width, renderer.height, rng.uniform(45, 95))
+    sensor = Sensor.random(rng)
+    takes: list[_Take] = []
+    for _ in range(_TRIES if long else 2 * _SHORT_TAKES):
+        take = _take(scene, maker, renderer, camera, sensor, frames, rate, rng)
+        if take is not None:
+            takes.append(take)
+        if len(takes) == (1 if long else _SHORT_TAKES):
+            break
+    if not takes:
+        raise ClipError(f"seed {seed}: no path with anything to see")
+    return Clip(
+        scene,
+        tuple(take.path.motion for take in takes),
+        np.concatenate([take.rgb for take in takes]),
+        np.concatenate([take.depth for take in takes]),
+        np.concatenate([take.path.poses for take in takes]),
+        camera,
+        np.concatenate([take.path.stamps for take in takes]),
+        tuple(range(0, frames * len(takes), frames)),
+    )
+
+
+@dataclass(frozen=True)
+class _Take:
+    path: CameraPath
+    rgb: np.ndarray
+    depth: np.ndarray
+
+
+def _take(
+    scene: Scene,
+    maker: SceneMaker,
+    renderer: Renderer,
+    camera: tuple[float, float, float, float],
+    sensor: Sensor,
+    frames: int,
+    rate: float,
+    rng: Rng,
+) -> _Take | None:
+    """One run of the camera along a random path; None when there is nothing to see on it."""
+    try:
+        path = make_path(scene, rng, frames, rate)
+    except PathError as error:
+        raise ClipError(str(error)) from error
+    renderer.load(maker.stage(scene, path.poses[:, :3, 3], camera[0]))
+    views: list[View] = []
+    # The ends and the middle first: most paths that are no good show it there.
+    for index in (0, frames // 2, frames - 1):
+        view = renderer.view(path.poses[index], camera)
+        if not _worth_seeing(view):
+            return None
+        views.append(view)
+    seen = dict(zip((0, frames // 2, frames - 1), views, strict=True))
+    views = [seen.get(i) or renderer.view(path.poses[i], camera) for i in range(frames)]
+    rgb = expose(views, path.poses, camera, sensor, rng)
+    return _Take(path, rgb, np.stack([view.depth for view in views]))
 
 
 def _worth_seeing(view: View) -> bool:
@@ -128,7 +183,8 @@ def _worth_seeing(view: View) -> bool:
 def write_training_clip(clip: Clip, path: Path) -> None:
     """Write an uncompressed npz under a temporary name and rename it when complete.
 
-    Keys: rgb, depth float16, poses (T, 7) float32 tx ty tz qx qy qz qw, intrinsics, stamps, info.
+    Keys: rgb, depth float16, poses (T, 7) float32 tx ty tz qx qy qz qw, intrinsics, stamps, cuts
+    (first frame of every take), info.
     """
     poses = np.hstack([clip.poses[:, :3, 3], quaternions(clip.poses[:, :3, :3])])
     part = path.with_suffix(f".{os.getpid()}.part")
@@ -141,6 +197,7 @@ def write_training_clip(clip: Clip, path: Path) -> None:
                 poses=poses.astype(np.float32),
                 intrinsics=np.array(clip.intrinsics, np.float32),
                 stamps=clip.stamps,
+                cuts=np.array(clip.cuts, np.int64),
                 info=np.frombuffer(json.dumps(clip.info()).encode(), np.uint8),
             )
         part.rename(path)

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a rendered clip shows, in words and per pixel: room, objects by class, how the camera moves.
+
+The generator knows where everything stands. Clips keep that as boxes in their `info`, and labels
+follow from depth and pose: a pixel belongs to the smallest box that holds its point, else to the
+floor, the ceiling, a wall or what lies beyond. Nothing has to be rendered twice.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnistream_ros.training.room import Room
+
+# Objects by their names in the furniture catalogue; the first pattern that fits decides.
+_PATTERNS = {
+    "rug": r"\brug|carpet|tatami|bathmat|doormat",
+    "lamp": r"lamp|light|lantern|fluorescent|candle",
+    "person or animal": r"male|boy|girl|mannequin|dog\b|cat\b|rabbit|horse\b|chicken$|deer|snowman",
+    "bed": r"\bbed$|crib|futon$",
+    "sofa": r"sofa|couch|day bed",
+    "chair": r"chair|stool|seat|puff|bench|ottoman",
+    "bathroom fixture": r"\bbath|basin|bidet|toilet|urinal|vanity|shower|lavatory|bathtub|sink",
+    "screen": r"tv 16|flat tv|imac|ibook|laptop|screen|tablet$|phone",
+    "appliance": r"fridge|refrigerator|freezer|oven|stove|cooker|cooktop|washing|dryer|microwave|"
+    r"heater|hood|boiler|furnace|radiator|fireplace",
+    "plant": r"plant|ficus|yucca|bonsai|bamboo|orchid|flower|tulip|lily|cactus|spathiphyllum|"
+    r"christmas tree|bush|hedge",
+    "cabinet": r"cabinet|wardrobe|bookcase|shel[fv]|cupboard|dresser|chest|drawers|tv stand|safe|"
+    r"piano|bedside|locker|island|vertical",
+    "table": r"table|desk\b",
+    "box": r"^box$|^cylinder$|crate|suitcase|briefcase|barrel|basket|trunck",
+}
+STRUCTURE = ("wall", "floor", "ceiling", "outside")
+OTHER = "other thing"
+#: Classes of labels, in the order of their numbers.
+CLASSES = (OTHER, *STRUCTURE, *_PATTERNS)
+#: Number of a pixel whose depth is unknown.
+UNKNOWN = 255
+
+_MOTIONS = {
+    "walk": "walks through",
+    "wander": "wanders through",
+    "orbit": "circles around a thing in",
+    "rotate": "turns around on the spot in",
+    "drive": "drives through",
+    "sway": "sways in the hand in",
+    "tour": "is carried all around",
+}
+_SLACK = 0.02  # metres around a box; depth in clips is float16
+_NUMBERS = ("no", "a", "two", "three", "four", "five", "six")
+
+
+def class_of(name: str) -> str:
+    """The class of an object by its name."""
+    lower = name.lower()
+    return next((c for c, pattern in _PATTERNS.items() if re.search(pattern, lower)), OTHER)
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What the generator knew of a clip.
+
+    boxes (N, 7) float64: the middle of the foot x, y, z in the room, yaw about z in radians, width,
+    depth and height in metres; `names` (N,) as in the catalogue.
+    """
+
+    room: Room
+    motion: str
+    names: tuple[str, ...]
+    boxes: NDArray[np.float64]
+
+    @classmethod
+    def of_info(cls, info: dict[str, Any]) -> Annotation | None:
+        """From the `info` of a clip; None where it was rendered before boxes were kept."""
+        if "boxes" not in info:
+            return None
+        corners = np.array(info["corners"], np.float64)
+        room = Room(info["room"], corners, float(info["height"]), ())
+        boxes = np.array(info["boxes"], np.float64).reshape(-1, 7)
+        return cls(room, info["motion"], tuple(info["objects"]), boxes)
+
+    def objects_at(self, points: NDArray[np.float64]) -> NDArray[np.int64]:
+        """For points (N, 3) of the room the smallest box that holds each; -1 for none."""
+        found = np.full(len(points), -1)
+        # Larger boxes first: smaller ones, which stand on or in them, overwrite.
+        for index in np.argsort(-self.boxes[:, 4:].prod(axis=1)):
+            x, y, z, yaw, *size = self.boxes[index]
+            to = points - (x, y, z)
+            c, s = np.cos(yaw), np.sin(yaw)
+            inside = (to[:, 2] > -_SLACK) & (to[:, 2] < size[2] + _SLACK)
+            inside &= np.abs(c * to[:, 0] + s * to[:, 1]) < size[0] / 2 + _SLACK
+            inside &= np.abs(c * to[:, 1] - s * to[:, 0]) < size[1] / 2 + _SLACK
+            found[inside] = index
+        return found
+
+    def classes_of(
+        self, points: NDArray[np.float64], objects: NDArray[np.int64]
+    ) -> NDArray[np.uint8]:
+        """Class numbers of points (N, 3), given the object that holds each (`objects_at`)."""
+        from_wall = self.room.wall_distance(points[:, :2])
+        classes = np.zeros(len(points), np.uint8)
+        classes[from_wall < 0.06] = CLASSES.index("wall")
+        classes[points[:, 2] > self.room.height - 0.03] = CLASSES.index("ceiling")
+        classes[points[:, 2] < 0.03] = CLASSES.index("floor")
+        classes[from_wall < -0.2] = CLASSES.index("outside")
+        numbers = np.array([CLASSES.index(class_of(name)) for name in self.names] or [0], np.uint8)
+        return np.where(objects >= 0, numbers[objects], classes)
+
+    def caption(self, visible: NDArray[np.int64], frames: int = 1) -> str:
+        """A sentence about what is seen: `visible` are indices of objects, most prominent first."""
+        counts: dict[str, int] = {}
+        for index in visible:
+            name = self.names[index].lower()
+            name = {"box": "box", "cylinder": "can"}.get(name, name)
+            counts[name] = counts.get(name, 0) + 1
+        things = [_counted(name, count) for name, count in list(counts.items())[:5]]
+        seen = f"{_counted(self.room.kind, 1)}"
+        if things:
+            *most, last = things
+            seen += " with " + (f"{', '.join(most)} and {last}" if most else last)
+        if frames > 1 and self.motion in _MOTIONS:
+            return f"the camera {_MOTIONS[self.motion]} {seen}"
+        return seen
+
+
+def _counted(name: str, count: int) -> str:
+    if count == 1:
+        return f"{'an' if name[:1] in 'aeiou' else 'a'} {name}"
+    number = _NUMBERS[count] if count < len(_NUMBERS) else "many"
+    return f"{number} {name}{'es' if name.endswith(('x', 's', 'sh', 'ch')) else 's'}"
+
+
+def back_project(
+    depth: NDArray[np.float32], pose: NDArray[np.float64], intrinsics: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Points (H*W, 3) in the world of one frame's pixels; NaN where depth (H, W) is unknown."""
+    height, width = depth.shape
+    fx, fy, cx, cy = intrinsics
+    v, u = np.mgrid[0:height, 0:width].astype(np.float64)
+    rays = np.stack([(u - cx) / fx, (v - cy) / fy, np.ones((height, width))], -1)
+    return (rays * depth[..., None]).reshape(-1, 3) @ pose[:3, :3].T + pose[:3, 3]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of the frames of a clip: classes (T, H, W) uint8 numbers of CLASSES or UNKNOWN,
+    objects (T, H, W) int16 index of the object or -1."""
+
+    classes: NDArray[np.uint8]
+    objects: NDArray[np.int16]
+
+    def visible(self, share: float = 0.004) -> NDArray[np.int64]:
+        """Objects that cover at least this share of all pixels, the largest first."""
+        seen = self.objects[self.objects >= 0]
+        indices, counts = np.unique(seen, return_counts=True)
+        indices, counts = (x[counts >= share * self.objects.size] for x in (indices, counts))
+        return np.asarray(indices[np.argsort(-counts)], np.int64)
+
+
+def label(
+    annotation: Annotation,
+    depth: NDArray[np.float32],
+    poses: NDArray[np.float64],
+    intrinsics: NDArray[np.float64],
+) -> Labels:
+    """Labels of frames: depth (T, H, W) metres, poses (T, 4, 4) camera-to-room, fx fy cx cy."""
+    classes = np.full(depth.shape, UNKNOWN, np.uint8)
+    objects = np.full(depth.shape, -1, np.int16)
+    for t, (plane, pose) in enumerate(zip(depth, poses, strict=True)):
+        known = np.isfinite(plane)
+        points = back_project(plane, pose, intrinsics)[known.ravel()]
+        held = annotation.objects_at(points)
+        objects[t][known] = held
+        classes[t][known] = annotation.classes_of(points, held)
+    return Labels(classes, objects)
+
+
+def read_annotation(path: Path) -> Annotation | None:
+    """The annotation in a clip file, or None where it has none (another source, an old clip)."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            info = json.loads(bytes(arrays["info"]))
+        return Annotation.of_info(info)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        return None
