@@ -55,6 +55,7 @@ _MOTIONS = {
     "sway": "sways in the hand in",
     "tour": "is carried all around",
 }
+_FLOOR = 0.03  # metres; what is lower belongs to the floor, but for rugs
 _SLACK = 0.02  # metres around a box; depth in clips is float16
 _NUMBERS = ("no", "a", "two", "three", "four", "five", "six")
 
@@ -96,7 +97,9 @@ class Annotation:
             x, y, z, yaw, *size = self.boxes[index]
             to = points - (x, y, z)
             c, s = np.cos(yaw), np.sin(yaw)
-            inside = (to[:, 2] > -_SLACK) & (to[:, 2] < size[2] + _SLACK)
+            # The floor under a table is floor.
+            foot = -_SLACK if z > _FLOOR or size[2] < 2 * _FLOOR else _FLOOR - z
+            inside = (to[:, 2] > foot) & (to[:, 2] < size[2] + _SLACK)
             inside &= np.abs(c * to[:, 0] + s * to[:, 1]) < size[0] / 2 + _SLACK
             inside &= np.abs(c * to[:, 1] - s * to[:, 0]) < size[1] / 2 + _SLACK
             found[inside] = index
@@ -109,8 +112,8 @@ class Annotation:
         from_wall = self.room.wall_distance(points[:, :2])
         classes = np.zeros(len(points), np.uint8)
         classes[from_wall < 0.06] = CLASSES.index("wall")
-        classes[points[:, 2] > self.room.height - 0.03] = CLASSES.index("ceiling")
-        classes[points[:, 2] < 0.03] = CLASSES.index("floor")
+        classes[points[:, 2] > self.room.height - _FLOOR] = CLASSES.index("ceiling")
+        classes[points[:, 2] < _FLOOR] = CLASSES.index("floor")
         classes[from_wall < -0.2] = CLASSES.index("outside")
         numbers = np.array([CLASSES.index(class_of(name)) for name in self.names] or [0], np.uint8)
         return np.where(objects >= 0, numbers[objects], classes)
