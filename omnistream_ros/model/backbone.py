@@ -50,6 +50,27 @@ class BackboneOutput:
     grid: tuple[int, int]
     pyramid: dict[int, Tensor]
 
+    @classmethod
+    def of(
+        cls,
+        hidden: list[Tensor],
+        normed: Tensor,
+        grid: tuple[int, int],
+        pyramid: dict[int, Tensor],
+        camera_token: bool = True,
+    ) -> BackboneOutput:
+        """From the raw output of every block and `normed` (..., N, D), the last one's norm."""
+        n = normed.shape[-2] - grid[0] * grid[1]  # tokens before the patches
+        return cls(
+            hidden=hidden,
+            patches=normed[..., n:, :],
+            cls=normed[..., 0, :],
+            camera=normed[..., 1, :] if camera_token else None,
+            registers=normed[..., n - REGISTER_TOKENS : n, :],
+            grid=grid,
+            pyramid=pyramid,
+        )
+
 
 class CausalClip:
     """The memory of `forward_clip`: queries of frame t see the keys of frames 0 .. t.
@@ -217,6 +238,11 @@ class Backbone(nn.Module):
         cache.end_frame()
         return self._output(hidden, grid, pyramid, cache.camera_token)
 
+    @torch.no_grad()
+    def prefix_versions(self) -> Tensor:
+        """The tokens before the patches of a first and of a later frame, (2, n, D)."""
+        return self._prefix([0, 1], 2, None, camera_token=True)
+
     def _prefix(
         self,
         versions: list[int],
@@ -273,17 +299,8 @@ class Backbone(nn.Module):
         pyramid: dict[int, Tensor],
         camera_token: bool,
     ) -> BackboneOutput:
-        x = self.post_layernorm(hidden[-1])  # (..., N, D)
-        n = self.config.prefix_tokens(camera_token)
-        return BackboneOutput(
-            hidden=hidden,
-            patches=x[..., n:, :],
-            cls=x[..., 0, :],
-            camera=x[..., 1, :] if camera_token else None,
-            registers=x[..., n - REGISTER_TOKENS : n, :],
-            grid=grid,
-            pyramid=pyramid,
-        )
+        normed = self.post_layernorm(hidden[-1])  # (..., N, D)
+        return BackboneOutput.of(hidden, normed, grid, pyramid, camera_token)
 
 
 def _choose(token: Tensor, versions: list[int]) -> Tensor:
