@@ -54,6 +54,7 @@ _MOTIONS = {
     "drive": "drives through",
     "sway": "sways in the hand in",
     "tour": "is carried all around",
+    "inspect": "looks closely at a thing in",
 }
 _FLOOR = 0.03  # metres; what is lower belongs to the floor, but for rugs
 _SLACK = 0.02  # metres around a box; depth in clips is float16
@@ -71,11 +72,12 @@ class Annotation:
     """What the generator knew of a clip.
 
     boxes (N, 7) float64: the middle of the foot x, y, z in the room, yaw about z in radians, width,
-    depth and height in metres; `names` (N,) as in the catalogue.
+    depth and height in metres; `names` (N,) as in the catalogue; `motions`: how the camera moves
+    in each take.
     """
 
     room: Room
-    motion: str
+    motions: tuple[str, ...]
     names: tuple[str, ...]
     boxes: NDArray[np.float64]
 
@@ -87,7 +89,7 @@ class Annotation:
         corners = np.array(info["corners"], np.float64)
         room = Room(info["room"], corners, float(info["height"]), ())
         boxes = np.array(info["boxes"], np.float64).reshape(-1, 7)
-        return cls(room, info["motion"], tuple(info["objects"]), boxes)
+        return cls(room, tuple(info["motion"].split(", ")), tuple(info["objects"]), boxes)
 
     def objects_at(self, points: NDArray[np.float64]) -> NDArray[np.int64]:
         """For points (N, 3) of the room the smallest box that holds each; -1 for none."""
@@ -118,8 +120,11 @@ class Annotation:
         numbers = np.array([CLASSES.index(class_of(name)) for name in self.names] or [0], np.uint8)
         return np.where(objects >= 0, numbers[objects], classes)
 
-    def caption(self, visible: NDArray[np.int64], frames: int = 1) -> str:
-        """A sentence about what is seen: `visible` are indices of objects, most prominent first."""
+    def caption(self, visible: NDArray[np.int64], motion: str | None = None) -> str:
+        """A sentence about what is seen: `visible` are indices of objects, most prominent first.
+
+        With the `motion` of a take it tells that as well, without one it is about a picture.
+        """
         counts: dict[str, int] = {}
         for index in visible:
             name = self.names[index].lower()
@@ -130,8 +135,8 @@ class Annotation:
         if things:
             *most, last = things
             seen += " with " + (f"{', '.join(most)} and {last}" if most else last)
-        if frames > 1 and self.motion in _MOTIONS:
-            return f"the camera {_MOTIONS[self.motion]} {seen}"
+        if motion in _MOTIONS:
+            return f"the camera {_MOTIONS[motion]} {seen}"
         return seen
 
 

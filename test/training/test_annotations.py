@@ -88,7 +88,7 @@ def test_a_camera_that_looks_down_sees_table_and_floor() -> None:
     assert CLASSES[labels.classes[0, 2, 4]] == "floor"
     assert labels.visible().tolist() == [1]
     assert annotation.caption(labels.visible()) == "a kitchen with a box"
-    moving = annotation.caption(np.array([0, 1]), frames=8)
+    moving = annotation.caption(np.array([0, 1]), annotation.motions[0])
     assert moving == "the camera circles around a thing in a kitchen with an oak table and a box"
 
 
@@ -99,7 +99,7 @@ def test_captions_count_and_stay_short() -> None:
     assert annotation.caption(np.arange(len(names))) == (
         "a kitchen with an apple imac 1998, two boxes, a thing 0, a thing 1 and a thing 2"
     )
-    assert annotation.caption(np.arange(0), frames=2).endswith("in a kitchen")
+    assert annotation.caption(np.arange(0), "orbit").endswith("in a kitchen")
 
 
 def test_old_and_foreign_clips_have_no_annotation(tmp_path: Path) -> None:
