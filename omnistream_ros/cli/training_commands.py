@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that make models: `render`, `train`, `train-matching`, `card`."""
+"""Commands that make models: `render`, `train`, `train-heads`, `train-matching`, `card`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from omnistream_ros.cli.arguments import add_command
 
 def declare(commands: Any) -> None:
     _declare_render(commands)
+    _declare_clips(commands)
     _declare_train(commands)
+    _declare_train_heads(commands)
     _declare_train_matching(commands)
     _declare_card(commands)
 
@@ -65,8 +67,24 @@ def _run_render(options: argparse.Namespace) -> None:
     clip = render_recording(settings, options.out)
     print(
         f"{options.out}: {len(clip.rgb)} frames of a {clip.scene.room.kind}, "
-        f"motion {clip.motion}, {len(clip.scene.items)} objects"
+        f"motion {clip.motions[0]}, {len(clip.scene.items)} objects"
     )
+
+
+def _declare_clips(commands: Any) -> None:
+    command = add_command(
+        commands, "clips", _run_clips, "cut posed RGB-D recordings into clips for training"
+    )
+    command.add_argument("recordings", type=Path, nargs="+", metavar="RECORDING")
+    command.add_argument("--out", type=Path, required=True, help="folder to write, or to add to")
+    command.add_argument("--rate", type=float, default=10.0, help="in Hz (default: %(default)s)")
+
+
+def _run_clips(options: argparse.Namespace) -> None:
+    from omnistream_ros.training.recorded_clips import write_recorded_clips
+
+    written = write_recorded_clips(options.recordings, options.out, options.rate)
+    print(f"{options.out}: {written} clips")
 
 
 def _declare_train(commands: Any) -> None:
@@ -82,6 +100,14 @@ def _declare_train(commands: Any) -> None:
         help="folder of state, curve and best weights; the same one again goes on",
     )
     command.add_argument("--output", type=Path, help="also keep the best weights in this file")
+    command.add_argument("--recorded", type=Path, help="folder of clips of omnistream clips")
+    command.add_argument(
+        "--recorded-share",
+        type=float,
+        default=0.35,
+        help="of the clips in a step (default: %(default)s)",
+    )
+    command.add_argument("--start-from", type=Path, help="weights that a new run begins with")
     command.add_argument("--model", default="omnistream-nano", help="default: %(default)s")
     length = command.add_mutually_exclusive_group(required=True)
     length.add_argument("--minutes", type=float, help="of training time, over all pieces")
@@ -108,10 +134,98 @@ def _run_train(options: argparse.Namespace) -> None:
         steps=options.steps,
         minutes=options.minutes,
         seed=options.seed,
+        recorded=options.recorded,
+        recorded_share=options.recorded_share,
+        start_from=options.start_from,
         pretrained=not options.no_pretrained,
         bfloat16=options.bfloat16,
     )
     train(options.model, settings)
+
+
+def _declare_train_heads(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "train-heads",
+        _run_train_heads,
+        "train depth, ray and camera heads for a backbone that stays as it is, resumably",
+    )
+    command.add_argument(
+        "--backbone",
+        required=True,
+        help="folder of a released checkpoint, a .safetensors file, or the name of a model",
+    )
+    command.add_argument(
+        "--recordings",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RECORDING",
+        help="bags, TUM folders, ... with registered depth, calibration and poses",
+    )
+    command.add_argument("--clips", type=Path, help="folder of rendered clips, besides or instead")
+    command.add_argument(
+        "--held-out",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RECORDING",
+        help="judge on these alone (default: on the last 15 %% of everything)",
+    )
+    command.add_argument(
+        "--run",
+        dest="run_folder",
+        type=Path,
+        required=True,
+        help="folder of features, state and curve; the same one again goes on",
+    )
+    command.add_argument("--output", type=Path, required=True, help="the .safetensors to write")
+    command.add_argument("--steps", type=int, default=3000, help="default: %(default)s")
+    command.add_argument("--head-width", type=int, default=0, help="channels of the dense head")
+    command.add_argument("--pixels", type=int, default=0, help="of the image the model sees")
+    command.add_argument("--clip-frames", type=int, default=64, help="default: %(default)s")
+    command.add_argument("--stride", type=int, default=1, help="use every n-th frame")
+    command.add_argument(
+        "--copies", type=int, default=1, help="features of each clip, all but one augmented"
+    )
+    command.add_argument("--window", type=int, default=16, help="of the cache; as it will run")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    command.add_argument("--bfloat16", action="store_true", help="compute features in bfloat16")
+    command.add_argument(
+        "--storage", default="", help="float32, float16 or bfloat16 (default: as the backbone)"
+    )
+    command.add_argument("--threads", type=int, help="default: one for each core")
+
+
+def _run_train_heads(options: argparse.Namespace) -> None:
+    import torch
+
+    from omnistream_ros.training.head_settings import HeadSettings
+    from omnistream_ros.training.train_heads import train_heads
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    settings = HeadSettings(
+        backbone=options.backbone,
+        run=options.run_folder,
+        output=options.output,
+        recordings=tuple(options.recordings),
+        clips=options.clips,
+        held_out=tuple(options.held_out),
+        steps=options.steps,
+        head_width=options.head_width,
+        pixels=options.pixels,
+        clip_frames=options.clip_frames,
+        stride=options.stride,
+        copies=options.copies,
+        window=options.window,
+        seed=options.seed,
+        device=options.device,
+        bfloat16=options.bfloat16,
+        storage=options.storage,
+    )
+    train_heads(settings)
 
 
 def _declare_train_matching(commands: Any) -> None:

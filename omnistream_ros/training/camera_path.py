@@ -27,6 +27,7 @@ MOTIONS = {
     "drive": 1.5,
     "sway": 1.0,
     "tour": 1.0,
+    "inspect": 3.0,
 }
 
 
@@ -100,6 +101,8 @@ def make_path(
 
 
 def _start(scene: Scene, rng: Rng, motion: str) -> np.ndarray | None:
+    if motion == "inspect":
+        return _beside_something(scene, rng)
     low, high = scene.room.corners.min(axis=0), scene.room.corners.max(axis=0)
     heights = {"walk": (1.2, 1.75), "drive": (0.2, 1.3), "orbit": (0.7, 1.8)}.get(
         motion, (0.7, 1.8)
@@ -110,6 +113,21 @@ def _start(scene: Scene, rng: Rng, motion: str) -> np.ndarray | None:
             rng.uniform(*heights, 40).clip(max=scene.room.height - 0.4),
         ]
     )
+    free = np.flatnonzero(clearance(scene, points) > _CLEARANCE + 0.05)
+    return points[free[0]] if len(free) else None
+
+
+def _beside_something(scene: Scene, rng: Rng) -> np.ndarray | None:
+    """A place an arm's length from an object and above it: a table is looked down upon."""
+    boxes = scene.obstacles()
+    boxes = boxes[(boxes[:, 2] + boxes[:, 5] < 1.3) & (boxes[:, 3:5].max(axis=1) > 0.15)]
+    if not len(boxes):
+        return None
+    box = boxes[rng.choice(len(boxes), size=40)]
+    angle = rng.uniform(0, 2 * np.pi, 40)
+    reach = 0.7 * box[:, 3:5].max(axis=1) + rng.uniform(0.1, 1.0, 40)
+    points = box[:, :3] + np.stack([reach * np.cos(angle), reach * np.sin(angle), 0 * reach], 1)
+    points[:, 2] = (box[:, 2] + box[:, 5] + rng.uniform(0.25, 1.0, 40)).clip(0.5, 1.9)
     free = np.flatnonzero(clearance(scene, points) > _CLEARANCE + 0.05)
     return points[free[0]] if len(free) else None
 
@@ -190,9 +208,10 @@ def _motion(
         aside = rng.choice([0.0, rng.uniform(-1.5, 1.5)])
         pitch = rng.uniform(-0.6, 0.05) + 0.1 * smooth_noise(rng, t, 1.5, 1)[:, 0]
         return positions, positions + _directions(heading + turn + glance + aside, pitch), roll
-    # wander and sway: a hand moves freely while the eyes stay near something
-    extent = size * (rng.uniform(0.1, 0.7) if name == "wander" else rng.uniform(0.05, 0.25))
-    noise = smooth_noise(rng, t, 1.6 if name == "wander" else 0.8, 3)
+    # wander, sway and inspect: a hand moves freely while the eyes stay near something
+    largest = {"wander": (0.1, 0.7), "sway": (0.05, 0.25), "inspect": (0.05, 0.5)}[name]
+    extent = size * rng.uniform(*largest)
+    noise = smooth_noise(rng, t, 0.8 if name == "sway" else 1.6, 3)
     positions = start + extent * 0.6 * (noise - noise[0]) * [1, 1, 0.6]
     return positions, target + rng.uniform(0.02, 0.3) * smooth_noise(rng, t, 1.5, 3), roll
 

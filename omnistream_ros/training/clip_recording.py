@@ -87,7 +87,7 @@ def render_clip(settings: ClipSettings, library: FurnitureLibrary | None = None)
     sensor = Sensor(shutter=0.2, shot=0.003, read=0.002, vignette=0.1)
     rgb = expose(views, path.poses, camera, sensor, rng)
     depth = np.stack([view.depth for view in views])
-    return Clip(scene, path.motion, rgb, depth, path.poses, camera, path.stamps)
+    return Clip(scene, (path.motion,), rgb, depth, path.poses, camera, path.stamps)
 
 
 def write_recording(clip: Clip, folder: Path, credits: str, quality: int = 76) -> None:

@@ -36,28 +36,31 @@ class ClipError(RuntimeError):
 
 @dataclass(frozen=True)
 class Clip:
-    """What a clip holds.
+    """What a clip holds: one moving camera, or several takes of it from all over the same room.
 
     rgb (T, H, W, 3) uint8 sRGB; depth (T, H, W) float32 z-depth in metres; poses (T, 4, 4)
     camera-to-world in optical axes, world = room with z up; intrinsics fx, fy, cx, cy in pixels;
-    stamps (T,) seconds.
+    stamps (T,) seconds since the start of the take; cuts: the first frame of every take; motions:
+    how the camera moves in each.
     """
 
     scene: Scene
-    motion: str
+    motions: tuple[str, ...]
     rgb: np.ndarray
     depth: np.ndarray
     poses: np.ndarray
     intrinsics: tuple[float, float, float, float]
     stamps: np.ndarray
+    cuts: tuple[int, ...] = (0,)
 
     def info(self) -> dict[str, object]:
         """Seed, room, motion, rate and objects with their boxes: `annotations` reads it."""
-        rate = (len(self.stamps) - 1) / float(self.stamps[-1]) if len(self.stamps) > 1 else 0.0
+        first = self.stamps[: self.cuts[1]] if len(self.cuts) > 1 else self.stamps
+        rate = (len(first) - 1) / float(first[-1]) if len(first) > 1 else 0.0
         return {
             "seed": self.scene.seed,
             "room": self.scene.room.kind,
-            "motion": self.motion,
+            "motion": ", ".join(self.motions),
             "fps": round(rate, 3),
             "height": round(self.scene.room.height, 3),
             "corners": self.scene.room.corners.round(3).tolist(),

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rendered clips as training data: reading, choosing and batching.
+"""Clips as training data: reading, choosing and batching.
 
-A clip is one uncompressed npz as `omnistream render` writes it: `rgb`, `depth`, `poses`
-(camera-to-world: translation, then quaternion x y z w), `intrinsics` (fx fy cx cy). What goes into
-a step is a pure function of the seed, the step number and the list of clips, so training that was
-killed goes on with exactly the batches it would have seen.
+A clip is one uncompressed npz as `omnistream render` writes it, or `omnistream clips` from a
+recording: `rgb`, `depth`, `poses` (camera-to-world: translation, then quaternion x y z w),
+`intrinsics` (fx fy cx cy), and `cuts`, the first frames of the takes it consists of (one take where
+it is missing). What goes into a step is a pure function of the seed, the step number and the list
+of clips, so training that was killed goes on with exactly the batches it would have seen.
 """
 
 from __future__ import annotations
@@ -24,12 +25,17 @@ from omnistream_ros.model import PIXEL_MEAN, PIXEL_STD
 from omnistream_ros.stream.geometry import quaternion_to_matrix
 from omnistream_ros.training.augment import AugmentSettings, augment
 
-VALIDATION_PERIOD = 50  # clips whose number is a multiple of this are never trained on
+VALIDATION_PERIOD = 50  # rendered clips whose number is a multiple of this are never trained on
+_DRAWS = 1000  # of a clip, before it is said that none will do
 _CLIP_NAME = re.compile(r"clip_(\d+)\.npz")
 
 
 class ClipError(ValueError):
     """A clip file that cannot be used; the message names the file and says what is wrong."""
+
+
+class TooShortError(ClipError):
+    """No take of the clip is as long as wanted; a shorter run of frames would be there."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +76,21 @@ class Batch:
         }
 
 
-def read_clip(path: Path, choose: Callable[[int], NDArray[np.int64]] | None = None) -> Clip:
+def read_clip(
+    path: Path, choose: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None
+) -> Clip:
     """Reads and checks one clip file; raises ClipError naming it when anything is off.
 
-    `choose` maps the number of frames in the file to the indices wanted; the others are not even
-    converted, which is most of the cost of a short clip out of a long file.
+    `choose` maps the first frames of the takes, and the number of frames behind them, to the
+    indices wanted; the others are not even converted, which is most of the cost of a short clip out
+    of a long file.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
             rgb, depth, poses, intrinsics = (
                 arrays[key] for key in ("rgb", "depth", "poses", "intrinsics")
             )
+            cuts = arrays["cuts"] if "cuts" in arrays else np.zeros(1, np.int64)
     except KeyError as error:
         raise ClipError(f"{path}: array missing: {error.args[0]}; render the clip again") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
@@ -100,8 +110,11 @@ def read_clip(path: Path, choose: Callable[[int], NDArray[np.int64]] | None = No
         raise ClipError(f"{path}: poses carry quaternions that are not of unit length")
     if intrinsics.shape != (4,) or not np.isfinite(intrinsics).all() or (intrinsics[:2] <= 0).any():
         raise ClipError(f"{path}: intrinsics must be fx fy cx cy with positive focal lengths")
+    bounds = np.append(cuts, frames)
+    if cuts.dtype.kind != "i" or cuts.ndim != 1 or bounds[0] != 0 or (np.diff(bounds) < 1).any():
+        raise ClipError(f"{path}: cuts must rise from 0 and stay below {frames}, are {cuts}")
     if choose is not None:
-        wanted = choose(frames)
+        wanted = choose(bounds)
         rgb, depth, poses = rgb[wanted], depth[wanted], poses[wanted]
     matrices = np.tile(np.eye(4), (len(rgb), 1, 1))
     matrices[:, :3, :3] = quaternion_to_matrix(poses[:, 3:])
@@ -148,8 +161,9 @@ class ClipSampler:
     """Draws the batch of a step.
 
     Every step holds about `frames_per_step` frames as clips of one length drawn from `lengths`:
-    many short clips show many rooms, some long ones teach the use of the past. `names` is the list
-    of training clips and part of the resumable state; it grows while rendering goes on.
+    many short clips show many rooms, some long ones teach the use of the past. A clip comes from
+    `recorded` with the probability `recorded_share`, else from `folder`. `names` is the list of
+    training clips and part of the resumable state; it grows while rendering goes on.
     """
 
     def __init__(
@@ -160,8 +174,12 @@ class ClipSampler:
         frames_per_step: int,
         lengths: dict[int, float],
         settings: AugmentSettings,
+        recorded: Path | None = None,
+        recorded_share: float = 0.0,
     ) -> None:
         self.folder = folder
+        self.recorded = recorded
+        self.recorded_share = recorded_share if recorded is not None else 0.0
         self.seed = seed
         self.frames_per_step = frames_per_step
         self.lengths = np.array(sorted(lengths))
@@ -173,10 +191,15 @@ class ClipSampler:
             or not weights.sum()
         ):
             raise ValueError(f"clip lengths need positive sizes and weights, got {lengths}")
+        if not 0 <= self.recorded_share < 1:
+            raise ValueError(f"recorded_share must be from 0 to below 1, got {recorded_share}")
         self.weights = weights / weights.sum()
         self.settings = settings
         self.names: list[str] = []
         self.refused: dict[str, str] = {}
+        self.recorded_names = [] if recorded is None else find_clips(recorded)
+        if recorded is not None and not self.recorded_names:
+            raise ClipError(f"no clip in {recorded}: make some from recordings (omnistream clips)")
 
     def refresh(self) -> None:
         """Looks for clips rendered since the last call."""
@@ -201,42 +224,67 @@ class ClipSampler:
         return collate([self._draw(rng, length, size) for _ in range(count)])
 
     def _draw(self, rng: np.random.Generator, length: int, size: tuple[int, int] | None) -> Clip:
-        while True:
-            name = self.names[int(rng.integers(len(self.names)))]
+        recorded = rng.random() < self.recorded_share
+        for _ in range(_DRAWS):
+            names = self.recorded_names if recorded else self.names
+            name = names[int(rng.integers(len(names)))]
+            folder = self.recorded if recorded and self.recorded is not None else self.folder
             try:
-                clip = read_clip(
-                    self.folder / name, lambda available: choose_frames(rng, available, length)
-                )
+                clip = read_clip(folder / name, lambda bounds: choose_frames(rng, bounds, length))
+            except TooShortError:
+                continue
             except ClipError as error:
+                if recorded:
+                    raise  # few and made on purpose: to leave one out would change the training
                 self.refused[name] = str(error)
                 self.names = [other for other in self.names if other != name]
                 if not self.names:
                     raise ClipError(f"no readable clip is left; the last: {error}") from error
                 continue
             return augment(clip, rng, self.settings, size)
+        raise ClipError(
+            f"{_DRAWS} clips drawn, none with a take of {length} frames: render longer ones or "
+            "train on shorter ones"
+        )
 
 
-def choose_frames(rng: np.random.Generator, available: int, length: int) -> NDArray[np.int64]:
-    """A random run of `length` frames at a random stride, sometimes played backwards.
+def choose_frames(
+    rng: np.random.Generator, bounds: NDArray[np.int64], length: int
+) -> NDArray[np.int64]:
+    """A random run of `length` frames of one take at a random stride, sometimes backwards.
 
-    Raises ClipError when there are fewer than `length`.
+    `bounds`: the first frame of every take, then the number of frames. Raises TooShortError when no
+    take has as many.
     """
-    if available < length:
-        raise ClipError(f"a clip of {available} frames where {length} are wanted")
+    takes = np.flatnonzero(np.diff(bounds) >= length)
+    if not len(takes):
+        raise TooShortError(
+            f"takes of {np.diff(bounds).max()} frames at most where {length} are wanted"
+        )
+    take = takes[int(rng.integers(len(takes)))]
+    available = int(bounds[take + 1] - bounds[take])
     most = (available - 1) // (length - 1) if length > 1 else 1
     stride = int(rng.integers(1, min(most, 4) + 1))
-    start = int(rng.integers(available - (length - 1) * stride))
+    start = int(bounds[take] + rng.integers(available - (length - 1) * stride))
     indices = start + stride * np.arange(length)
     return indices[::-1].copy() if rng.random() < 0.5 else indices
 
 
 def validation_clips(folder: Path, *, limit: int, length: int) -> list[Clip]:
-    """The first `limit` held-out clips, cut to their first `length` frames, unaugmented."""
+    """The first `limit` held-out takes of at least `length` frames, cut to that, unaugmented."""
     clips = []
     for name in filter(is_validation, find_clips(folder)):
-        clip = read_clip(folder / name)
-        if len(clip) >= length:
-            clips.append(clip.frames(np.arange(length)))
+        try:
+            clips.append(read_clip(folder / name, lambda bounds: _first_take(bounds, length)))
+        except TooShortError:
+            continue
         if len(clips) == limit:
             break
     return clips
+
+
+def _first_take(bounds: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    long_enough = np.flatnonzero(np.diff(bounds) >= length)
+    if not len(long_enough):
+        raise TooShortError(f"no take of {length} frames")
+    return np.asarray(bounds[long_enough[0]] + np.arange(length))

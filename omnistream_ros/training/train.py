@@ -22,7 +22,7 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 
-from omnistream_ros.model import ModelConfig, OmniStream, Prediction, build_model
+from omnistream_ros.model import ModelConfig, OmniStream, Prediction, build_model, load_model
 from omnistream_ros.training.augment import AugmentSettings
 from omnistream_ros.training.curve import LossTable
 from omnistream_ros.training.data import Batch, Clip, ClipSampler, validation_clips
@@ -48,9 +48,12 @@ class TrainSettings:
     minutes: float | None = None  # of training time, over all pieces of a resumed run
     seed: int = 0
     pretrained: bool = True
-    frames_per_step: int = 8
+    start_from: Path | None = None  # weights that a new run begins with, instead of `pretrained`
+    recorded: Path | None = None  # clips cut from recordings, drawn with this probability
+    recorded_share: float = 0.35
+    frames_per_step: int = 16
     lengths: dict[int, float] = field(
-        default_factory=lambda: {1: 0.15, 2: 0.35, 4: 0.25, 8: 0.2, 16: 0.05}
+        default_factory=lambda: {1: 0.15, 2: 0.35, 4: 0.35, 8: 0.05, 16: 0.1}
     )
     learning_rate: float = 8e-4
     trunk_learning_rate: float = 2e-4
@@ -84,6 +87,24 @@ def learning_rate_factor(step: int, warmup: int, fraction_done: float) -> float:
     return min(1.0, (step + 1) / max(1, warmup)) * (0.01 + 0.99 * cosine)
 
 
+def _keep_depthwise_in_float32(model: OmniStream) -> None:
+    """Where products run in bfloat16, depthwise convolutions do not.
+
+    Their backward pass on CPUs has no bfloat16 kernel: 5x5 ones took a quarter of a training step.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            module.forward = _without_autocast(module.forward)  # type: ignore[method-assign,assignment]
+
+
+def _without_autocast(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def run(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return forward(x.float())
+
+    return run
+
+
 class Trainer:
     """One run: builds or restores everything, then `run()` trains until done or stopped."""
 
@@ -101,8 +122,12 @@ class Trainer:
         settings.run.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(settings.seed)
         self.model: OmniStream = build_model(config)
-        if settings.pretrained:
+        if settings.start_from is not None:
+            self.model = load_model(settings.start_from)[0].requires_grad_(True)
+        elif settings.pretrained:
             load_pretrained_trunk(self.model)
+        if settings.bfloat16:
+            _keep_depthwise_in_float32(self.model)
         self._freeze_early_trunk()
         self.model.train()
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
@@ -113,6 +138,8 @@ class Trainer:
             frames_per_step=settings.frames_per_step,
             lengths=settings.lengths,
             settings=settings.augmentation,
+            recorded=settings.recorded,
+            recorded_share=settings.recorded_share,
         )
         self.state_path = settings.run / "state.safetensors"
         self.progress = self._restore()
@@ -122,8 +149,9 @@ class Trainer:
     def _freeze_early_trunk(self) -> None:
         """Takes the first part of a pretrained trunk out of the training."""
         trunk = getattr(self.model.backbone.patch_embed, "trunk", None)
-        if trunk is not None and self.settings.pretrained and self.settings.frozen_trunk_blocks:
-            for module in (trunk.stem, *trunk.blocks[: self.settings.frozen_trunk_blocks]):
+        s = self.settings
+        if trunk is not None and (s.pretrained or s.start_from) and s.frozen_trunk_blocks:
+            for module in (trunk.stem, *trunk.blocks[: s.frozen_trunk_blocks]):
                 module.requires_grad_(False)
 
     def _build_optimiser(self) -> torch.optim.AdamW:

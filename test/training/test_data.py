@@ -16,6 +16,7 @@ from omnistream_ros.training.data import (
     Clip,
     ClipError,
     ClipSampler,
+    TooShortError,
     choose_frames,
     collate,
     find_clips,
@@ -212,13 +213,73 @@ def test_photometric_changes_touch_the_image_only_and_repeat() -> None:
 @pytest.mark.parametrize("seed", range(30))
 def test_chosen_frames_are_evenly_spaced_and_inside(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    available = int(rng.integers(1, 25))
-    length = int(rng.integers(1, available + 1))
-    indices = choose_frames(rng, available, length)
+    bounds = np.cumsum([0, *rng.integers(1, 25, size=rng.integers(1, 4))])
+    length = int(rng.integers(1, np.diff(bounds).max() + 1))
+    indices = choose_frames(rng, bounds, length)
     assert len(indices) == length
-    assert indices.min() >= 0
-    assert indices.max() < available
     assert len(set(np.diff(indices))) <= 1
+    takes = np.searchsorted(bounds, indices, side="right")
+    assert len(set(takes)) == 1, "frames of two takes are not one movement"
+    assert 1 <= takes[0] < len(bounds)
+
+
+def test_no_take_is_long_enough() -> None:
+    with pytest.raises(TooShortError, match="4 frames at most where 5"):
+        choose_frames(np.random.default_rng(0), np.array([0, 4, 8, 11]), 5)
+
+
+@pytest.mark.parametrize("cuts", [[1], [0, 9], [0, 3, 3], [[0]], [0.0, 2.0]])
+def test_cuts_that_cannot_be_are_refused(tmp_path: Path, cuts: list[float]) -> None:
+    write_clip(tmp_path / "clip_000001.npz", plane_clip(seed=1, frames=6), cuts=np.array(cuts))
+    with pytest.raises(ClipError, match=r"clip_000001\.npz: cuts must rise from 0"):
+        read_clip(tmp_path / "clip_000001.npz")
+
+
+def test_short_takes_are_not_refused_for_long_clips(tmp_path: Path) -> None:
+    short, long = plane_clip(seed=1, frames=6), plane_clip(seed=2, frames=6)
+    write_clip(tmp_path / "clip_000001.npz", short, cuts=np.array([0, 2, 4]))
+    write_clip(tmp_path / "clip_000002.npz", long)
+    sampler = _sampler(tmp_path)
+    for step in range(20):
+        sampler.batch(step)
+    assert not sampler.refused
+    (tmp_path / "clip_000002.npz").unlink()
+    sampler.refresh()
+    sampler.lengths, sampler.weights = np.array([4]), np.ones(1)
+    with pytest.raises(ClipError, match="none with a take of 4 frames"):
+        sampler.batch(0)
+
+
+def test_recorded_clips_come_at_their_share(tmp_path: Path) -> None:
+    rendered, recorded = tmp_path / "rendered", tmp_path / "recorded"
+    for folder, level in ((rendered, 0), (recorded, 255)):
+        folder.mkdir()
+        clip = plane_clip(seed=1, frames=4)
+        clip.rgb[:] = level
+        write_clip(folder / "clip_000000.npz", clip)  # recorded clips have no held-out numbers
+        write_clip(folder / "clip_000001.npz", clip)
+    plain = AugmentSettings(photometric=False)
+    sampler = ClipSampler(
+        rendered,
+        seed=3,
+        frames_per_step=8,
+        lengths={1: 1},
+        settings=plain,
+        recorded=recorded,
+        recorded_share=0.25,
+    )
+    sampler.refresh()
+    bright = torch.cat([(sampler.batch(s).pixels.mean(dim=(1, 2, 3, 4)) > 0) for s in range(50)])
+    assert bright.float().mean().item() == pytest.approx(0.25, abs=0.07)
+    with pytest.raises(ClipError, match="omnistream clips"):
+        ClipSampler(
+            rendered,
+            seed=3,
+            frames_per_step=8,
+            lengths={1: 1},
+            settings=plain,
+            recorded=tmp_path,
+        )
 
 
 def test_batch_is_relative_to_its_first_frame() -> None:

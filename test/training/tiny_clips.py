@@ -38,8 +38,8 @@ def plane_clip(seed: int, frames: int, size: tuple[int, int] = (48, 64)) -> Clip
     return Clip(rgb, depth, poses, intrinsics)
 
 
-def write_clip(path: Path, clip: Clip) -> None:
-    """Writes a clip in the format of the renderer."""
+def write_clip(path: Path, clip: Clip, **more: np.ndarray) -> None:
+    """Writes a clip in the format of the renderer, with more arrays such as `cuts`."""
     quaternions = Rotation.from_matrix(clip.poses[:, :3, :3]).as_quat()
     np.savez(
         path,
@@ -49,4 +49,5 @@ def write_clip(path: Path, clip: Clip) -> None:
         intrinsics=clip.intrinsics.astype(np.float32),
         stamps=np.arange(len(clip)) / 10,
         info=np.frombuffer(b"{}", np.uint8),
+        **more,
     )

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recordings become clips whose pixels still back-project to the points they show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from omnistream_ros.evaluation.recordings import (
+    DepthFrame,
+    Recording,
+    RecordingError,
+    RecordingInfo,
+)
+from omnistream_ros.evaluation.trajectory import Trajectory
+from omnistream_ros.stream.frame import Frame, Intrinsics
+from omnistream_ros.training import recorded_clips
+from omnistream_ros.training.data import find_clips, read_clip
+from omnistream_ros.training.recorded_clips import SIZE, write_recorded_clips
+
+CAMERA = Intrinsics(300.0, 300.0, 330.0, 170.0, 640, 360)
+MS = 1_000_000
+
+
+class TiltedPlane(Recording):
+    """A 16:9 camera before the plane z = 2 + x / 2, moving 1 cm a frame along x, at 30 Hz."""
+
+    stamps = tuple(33 * MS * i for i in range(90))
+    poses: tuple[int, int] | None = (0, 90)
+    depth_of: Sequence[int] = range(90)
+
+    def info(self) -> RecordingInfo:
+        return RecordingInfo("test", "images")
+
+    def frames(self) -> Iterator[Frame]:
+        for number, stamp in enumerate(self.stamps):
+            yield Frame(np.full((360, 640, 3), number, np.uint8), stamp, CAMERA)
+
+    def depths(self) -> Iterator[DepthFrame]:
+        u = np.arange(640, dtype=np.float32)
+        ray = (u - CAMERA.cx) / CAMERA.fx
+        for number in self.depth_of:
+            # z = 2 + (x_camera + 0.01 n) / 2 with x_camera = ray * z
+            depth = (2 + 0.005 * number) / (1 - ray / 2)
+            yield DepthFrame(self.stamps[number], np.tile(depth, (360, 1)).astype(np.float32))
+
+    def trajectory(self) -> Trajectory | None:
+        if self.poses is None:
+            return None
+        numbers = np.arange(*self.poses)
+        x = np.stack([0.01 * numbers, 0 * numbers, 0 * numbers], 1)
+        turned = np.tile([0.0, 0, 0, 1], (len(numbers), 1))
+        return Trajectory(np.array(self.stamps, np.int64)[numbers], x, turned)
+
+
+@pytest.fixture
+def recording(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> TiltedPlane:
+    plane = TiltedPlane(tmp_path / "plane")
+    monkeypatch.setattr(recorded_clips, "open_recording", lambda path: plane)
+    return plane
+
+
+def test_clips_show_the_plane_that_was_recorded(recording: TiltedPlane, tmp_path: Path) -> None:
+    assert write_recorded_clips([recording.path], tmp_path / "clips", rate=10.0) == 2
+    assert write_recorded_clips([recording.path], tmp_path / "clips", rate=10.0) == 2
+    names = find_clips(tmp_path / "clips")
+    assert names == [f"clip_{n:06d}.npz" for n in range(4)], "a second call adds"
+    clips = [read_clip(tmp_path / "clips" / name) for name in names[:2]]
+    assert [len(clip) for clip in clips] == [24, 6], "every third of 90 frames"
+    for clip in clips:
+        assert clip.rgb.shape[1:3] == SIZE[::-1]
+        fx, fy, cx, _ = clip.intrinsics
+        assert fx == pytest.approx(fy, rel=1e-6)
+        for pose, depth in zip(clip.poses, clip.depth, strict=True):
+            x = (np.arange(SIZE[0]) - cx) / fx * depth + pose[0, 3]
+            np.testing.assert_allclose(depth, 2 + x / 2, rtol=4e-3)  # nearest pixel, float16
+    numbers = np.concatenate([clip.rgb[:, 0, 0, 0] for clip in clips])
+    np.testing.assert_array_equal(numbers, np.arange(0, 90, 3))
+
+
+def test_gaps_are_cut_and_frames_without_truth_left_out(
+    recording: TiltedPlane, tmp_path: Path
+) -> None:
+    recording.depth_of = [*range(20), *range(50, 90)]
+    recording.poses = (6, 80)
+    write_recorded_clips([recording.path], tmp_path, rate=30.0)
+    with np.load(tmp_path / "clip_000000.npz") as clip:
+        assert clip["cuts"].tolist() == [0, 14], "frames 6 to 19, then from 50"
+    last = read_clip(tmp_path / "clip_000001.npz")
+    assert last.rgb[-1, 0, 0, 0] == 79
+
+
+@pytest.mark.parametrize(
+    ("poses", "depth_of", "message"),
+    [(None, range(90), "no camera poses"), ((0, 90), (), "no frame with true depth")],
+)
+def test_a_recording_without_truth_is_refused(
+    recording: TiltedPlane, tmp_path: Path, poses, depth_of, message: str
+) -> None:
+    recording.poses, recording.depth_of = poses, depth_of
+    with pytest.raises(RecordingError, match=message):
+        write_recorded_clips([recording.path], tmp_path)
