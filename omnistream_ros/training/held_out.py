@@ -8,10 +8,13 @@ first frame, all frames. Figures are those of `evaluation`, so they compare with
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from omnistream_ros.evaluation.depth_metrics import DepthMetrics, evaluate_depth, weighted_mean
 from omnistream_ros.evaluation.depth_pairs import DepthPairs
@@ -39,28 +42,41 @@ class HeldOutScore:
         )
 
 
-@torch.no_grad()
-def score_clips(model: OmniStream, clips: list[Clip]) -> HeldOutScore:
-    """Scores depth on the clips, pixel-weighted; raises ValueError where there are none.
+def score_depths(
+    clips: Iterable[tuple[NDArray[np.float32], NDArray[np.float32]]],
+) -> HeldOutScore:
+    """Scores depth against the truth, both (T, H, W) metres, pixel-weighted over all clips.
 
-    Weights whose depth is not finite score infinitely badly.
+    Depth that is not finite scores infinitely badly; raises ValueError where there is no clip.
     """
-    if not clips:
-        raise ValueError("no held-out clip to score on")
     metric: list[DepthMetrics] = []
     scaled: list[DepthMetrics] = []
-    for clip in clips:
-        batch = collate([clip])
-        prediction = model.forward_clip(batch.pixels, rays=False, camera=False)
-        assert prediction.depth is not None
-        to_real = batch.intrinsics[..., 0] / (model.config.canonical_focal * clip.rgb.shape[2])
-        depth = (prediction.depth * to_real[..., None, None])[0].numpy()  # (T, H, W)
+    for depth, truth in clips:
         if not math.isfinite(depth.sum()):
             return HeldOutScore(math.inf, math.inf, 0.0, 0.0)
         with closing(DepthPairs()) as pairs:
-            for index, (predicted, true) in enumerate(zip(depth, clip.depth, strict=True)):
+            for index, (predicted, true) in enumerate(zip(depth, truth, strict=True)):
                 pairs.add(index, predicted, true)
+            if not pairs.pixels:  # none of these frames has true depth
+                continue
             metric.append(evaluate_depth(pairs, "metric").metrics)
             scaled.append(evaluate_depth(pairs, "median").metrics)
+    if not metric:
+        raise ValueError("no held-out clip to score on")
     one, other = weighted_mean(metric), weighted_mean(scaled)
     return HeldOutScore(one.abs_rel, other.abs_rel, one.delta1, other.delta1)
+
+
+def score_clips(model: OmniStream, clips: list[Clip]) -> HeldOutScore:
+    """Scores depth on the clips; raises ValueError where there are none."""
+    return score_depths((_depth(model, clip), clip.depth) for clip in clips)
+
+
+@torch.no_grad()
+def _depth(model: OmniStream, clip: Clip) -> NDArray[np.float32]:
+    """Depth in metres (T, H, W) of a clip at once."""
+    batch = collate([clip])
+    prediction = model.forward_clip(batch.pixels, rays=False, camera=False)
+    assert prediction.depth is not None
+    to_real = batch.intrinsics[..., 0] / (model.config.canonical_focal * clip.rgb.shape[2])
+    return (prediction.depth * to_real[..., None, None])[0].numpy()

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one training of heads is given, and how long it goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omnistream_ros.training.losses import LossWeights
+
+
+class HeadTrainingError(ValueError):
+    """Heads that cannot be trained on what was given; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """One training of heads.
+
+    Attributes:
+        recordings: bags, TUM folders, ...: whatever `open_recording` opens, with depth.
+        clips: folder of rendered clips, besides or instead.
+        held_out: recordings for judging alone; without any, the last part of everything is.
+        head_width: channels of the dense head; 0: that of the model, or a quarter of its width.
+        pixels: of the image the model sees; 0: the model's own.
+        clip_frames, stride: how recordings are cut.
+        copies: features of each clip; all but the first from an augmented copy of it.
+        sink, window: of the cache that features are streamed through.
+        clips_per_step, frames_per_clip: what a step reads.
+        storage: type of the tensors in the file; "" for that of the source.
+    """
+
+    backbone: str | Path
+    run: Path
+    output: Path
+    recordings: tuple[Path, ...] = ()
+    clips: Path | None = None
+    held_out: tuple[Path, ...] = ()
+    steps: int = 3000
+    head_width: int = 0
+    pixels: int = 0
+    clip_frames: int = 64
+    stride: int = 1
+    copies: int = 1
+    sink: int = 1
+    window: int = 16
+    clips_per_step: int = 3
+    frames_per_clip: int = 4
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.02
+    warmup_steps: int = 100
+    gradient_norm: float = 1.0
+    average_decay: float = 0.999
+    held_out_share: float = 0.15
+    save_period: int = 200
+    judge_period: int = 1000
+    seed: int = 0
+    device: str = "cpu"
+    bfloat16: bool = False
+    storage: str = ""
+    weights: LossWeights = field(default_factory=LossWeights)
+
+    def __post_init__(self) -> None:
+        if not self.recordings and self.clips is None:
+            raise HeadTrainingError("nothing to train on: give recordings or a folder of clips")
+        for name in ("steps", "copies", "clips_per_step", "save_period", "judge_period"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.frames_per_clip < 2:
+            raise ValueError(
+                "frames_per_clip: the first frame says where the others are; 2 or more"
+            )
