@@ -26,6 +26,9 @@ from omnistream_ros.stream.geometry import quaternion_to_matrix
 from omnistream_ros.training.augment import AugmentSettings, augment
 
 VALIDATION_PERIOD = 50  # rendered clips whose number is a multiple of this are never trained on
+#: Metres at which depth counts as unknown. The renderer puts the view from a window at 60 m; taken
+#: for a poster it costs more than all errors in the room, and a sensor sees nothing there anyway.
+SKY = 50.0
 _DRAWS = 1000  # of a clip, before it is said that none will do
 _CLIP_NAME = re.compile(r"clip_(\d+)\.npz")
 
@@ -120,7 +123,7 @@ def read_clip(
     matrices[:, :3, :3] = quaternion_to_matrix(poses[:, 3:])
     matrices[:, :3, 3] = poses[:, :3]
     metres = depth.astype(np.float32)
-    metres[~(np.isfinite(metres) & (metres > 0))] = np.nan
+    metres[~(np.isfinite(metres) & (metres > 0) & (metres < SKY))] = np.nan
     if np.isnan(metres).all():
         raise ClipError(f"{path}: not one pixel has a valid depth")
     return Clip(rgb, metres, matrices, intrinsics.astype(np.float64))
