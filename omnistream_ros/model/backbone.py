@@ -28,6 +28,7 @@ from omnistream_ros.model.kv_cache import KVCache
 from omnistream_ros.model.layers import Block, LayerNorm, Memory
 from omnistream_ros.model.patch_embed import make_patch_embed
 from omnistream_ros.model.rope import Rotation, frame_rotation
+from omnistream_ros.model.streamed_clip import StreamedClip
 
 
 @dataclass
@@ -170,6 +171,8 @@ class Backbone(nn.Module):
         aspect_ratio: Tensor | float | None = None,
         *,
         camera_token: bool = True,
+        context: tuple[int, int] | None = None,
+        hidden_patches: Tensor | None = None,
     ) -> BackboneOutput:
         """Run T frames of a stream from its start.
 
@@ -177,6 +180,9 @@ class Backbone(nn.Module):
             pixels: (B, T, 3, H, W), normalised by PIXEL_MEAN and PIXEL_STD.
             aspect_ratio: H/W of the camera, (B,) or one number, above 0; None: not told.
             camera_token: put the CAMERA token into the sequence.
+            context: sink and window of a stream's cache, beyond which frames are forgotten; None:
+                every frame sees all before it.
+            hidden_patches: (B, T, P) bool, patches whose content is withheld (training).
 
         Raises:
             ValueError: pixels of another shape, or sides that are no multiples of the patch size.
@@ -186,12 +192,18 @@ class Backbone(nn.Module):
         B, T = pixels.shape[:2]
         grid = self.config.grid(*pixels.shape[-2:])
         patches, pyramid = self.patch_embed(pixels.flatten(0, 1))  # (B*T, P, D)
+        if hidden_patches is not None:
+            hide = hidden_patches.flatten(0, 1)[..., None]
+            patches = torch.where(hide, self.mask_token.to(patches.dtype), patches)
         versions = [min(t, 1) for t in range(T)] * B
         prefix = self._prefix(versions, B, aspect_ratio, camera_token)  # (B*T, n, D)
         x = torch.cat((prefix, patches.to(self.residual_dtype)), dim=1)  # (B*T, N, D)
         x = x.unflatten(0, (B, T)).flatten(1, 2)  # (B, T*N, D)
         rotation = self._rotation(grid, prefix.shape[1], 0, T)
-        hidden = self._run_blocks(x, CausalClip(T), rotation)
+        memory: Memory = CausalClip(T)
+        if context is not None:
+            memory = StreamedClip(T, *context, prefix.shape[1])
+        hidden = self._run_blocks(x, memory, rotation)
         hidden = [h.unflatten(1, (T, -1)) for h in hidden]  # (B, T, N, D)
         pyramid = {stride: f.unflatten(0, (B, T)) for stride, f in pyramid.items()}
         return self._output(hidden, grid, pyramid, camera_token)
@@ -235,8 +247,9 @@ class Backbone(nn.Module):
         rotation = self._rotations(grid, prefix.shape[1], frames)
         cache.begin_frame(rows)
         hidden = self._run_blocks(x, cache, rotation)
-        cache.end_frame()
-        return self._output(hidden, grid, pyramid, cache.camera_token)
+        output = self._output(hidden, grid, pyramid, cache.camera_token)
+        cache.end_frame(output.patches)
+        return output
 
     @torch.no_grad()
     def prefix_versions(self) -> Tensor:

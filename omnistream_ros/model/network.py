@@ -78,9 +78,10 @@ class OmniStream(nn.Module):
         depth: bool = True,
         rays: bool = True,
         camera: bool = True,
+        context: tuple[int, int] | None = None,
     ) -> Prediction:
         """T frames from the start of a stream, (B, T, 3, H, W); see `Backbone.forward_clip`."""
-        features = self.backbone.forward_clip(pixels, aspect_ratio)
+        features = self.backbone.forward_clip(pixels, aspect_ratio, context=context)
         return self.predict(features, depth=depth, rays=rays, camera=camera)
 
     @torch.no_grad()
