@@ -118,6 +118,15 @@ def _declare_train(commands: Any) -> None:
     command.add_argument(
         "--no-pretrained", action="store_true", help="start the trunk from random weights"
     )
+    command.add_argument(
+        "--stream-frames",
+        type=int,
+        metavar="N",
+        help="fine-tune on streams of N frames seen through the cache (see --start-from)",
+    )
+    command.add_argument(
+        "--window", type=int, default=16, help="of that cache (default: %(default)s)"
+    )
 
 
 def _run_train(options: argparse.Namespace) -> None:
@@ -139,6 +148,8 @@ def _run_train(options: argparse.Namespace) -> None:
         start_from=options.start_from,
         pretrained=not options.no_pretrained,
         bfloat16=options.bfloat16,
+        stream_frames=options.stream_frames,
+        context=(1, options.window),
     )
     train(options.model, settings)
 

@@ -165,8 +165,9 @@ class ClipSampler:
 
     Every step holds about `frames_per_step` frames as clips of one length drawn from `lengths`:
     many short clips show many rooms, some long ones teach the use of the past. A clip comes from
-    `recorded` with the probability `recorded_share`, else from `folder`. `names` is the list of
-    training clips and part of the resumable state; it grows while rendering goes on.
+    `recorded` with the probability `recorded_share`, else from `folder`. With `to_and_fro` takes
+    are walked forwards and backwards until they are long enough. `names` is the list of training
+    clips and part of the resumable state; it grows while rendering goes on.
     """
 
     def __init__(
@@ -179,8 +180,10 @@ class ClipSampler:
         settings: AugmentSettings,
         recorded: Path | None = None,
         recorded_share: float = 0.0,
+        to_and_fro: bool = False,
     ) -> None:
         self.folder = folder
+        self.to_and_fro = to_and_fro
         self.recorded = recorded
         self.recorded_share = recorded_share if recorded is not None else 0.0
         self.seed = seed
@@ -216,32 +219,63 @@ class ClipSampler:
                 f"no training clip in {self.folder}: render some first (omnistream render --help)"
             )
 
-    def batch(self, step: int, size: tuple[int, int] | None = None) -> Batch:
+    def batch(
+        self, step: int, size: tuple[int, int] | None = None, part: tuple[int, int] = (0, 1)
+    ) -> Batch:
         """The batch of this step, at `size` (width, height) if one is given.
 
-        A clip that cannot be read is left out from then on.
+        `part` (k, n) gives the k-th of n equal shares of a step n times as large. Clips are drawn
+        independently of each other, so that shares together are what one process would have drawn.
+        A clip that cannot be read is left out from the next step on.
         """
         rng = np.random.default_rng((self.seed, step))
         length = int(rng.choice(self.lengths, p=self.weights))
         count = max(1, self.frames_per_step // length)
-        return collate([self._draw(rng, length, size) for _ in range(count)])
+        share, shares = part
+        numbers = range(share * count, (share + 1) * count)
+        assert 0 <= share < shares
+        names = list(self.names)
+        clips = [
+            self._draw(np.random.default_rng((self.seed, step, number)), names, length, size)
+            for number in numbers
+        ]
+        self.leave_out(self.refused)
+        return collate(clips)
 
-    def _draw(self, rng: np.random.Generator, length: int, size: tuple[int, int] | None) -> Clip:
+    def leave_out(self, refused: dict[str, str]) -> None:
+        """Takes clips out of the training; each with the reason.
+
+        Raises:
+            ClipError: none is left.
+        """
+        self.refused |= refused
+        self.names = [name for name in self.names if name not in self.refused]
+        if not self.names:
+            reason = next(iter(self.refused.values()))
+            raise ClipError(f"no readable clip is left; the first: {reason}")
+
+    def _draw(
+        self,
+        rng: np.random.Generator,
+        rendered: list[str],
+        length: int,
+        size: tuple[int, int] | None,
+    ) -> Clip:
         recorded = rng.random() < self.recorded_share
+        choose = walk_to_and_fro if self.to_and_fro else choose_frames
         for _ in range(_DRAWS):
-            names = self.recorded_names if recorded else self.names
+            names = self.recorded_names if recorded else rendered
             name = names[int(rng.integers(len(names)))]
             folder = self.recorded if recorded and self.recorded is not None else self.folder
             try:
-                clip = read_clip(folder / name, lambda bounds: choose_frames(rng, bounds, length))
+                clip = read_clip(folder / name, lambda bounds: choose(rng, bounds, length))
             except TooShortError:
                 continue
             except ClipError as error:
                 if recorded:
                     raise  # few and made on purpose: to leave one out would change the training
                 self.refused[name] = str(error)
-                self.names = [other for other in self.names if other != name]
-                if not self.names:
+                if all(other in self.refused for other in rendered):
                     raise ClipError(f"no readable clip is left; the last: {error}") from error
                 continue
             return augment(clip, rng, self.settings, size)
@@ -271,6 +305,23 @@ def choose_frames(
     start = int(bounds[take] + rng.integers(available - (length - 1) * stride))
     indices = start + stride * np.arange(length)
     return indices[::-1].copy() if rng.random() < 0.5 else indices
+
+
+def walk_to_and_fro(
+    rng: np.random.Generator, bounds: NDArray[np.int64], length: int
+) -> NDArray[np.int64]:
+    """A run of `length` frames of one take, turning round at its ends: a stream of any length.
+
+    `bounds` as in `choose_frames`; longer takes are preferred. Raises TooShortError when no take
+    has two frames.
+    """
+    sizes = np.diff(bounds)
+    if sizes.max() < 2:
+        raise TooShortError("no take of two frames to walk to and fro in")
+    take = int(rng.choice(len(sizes), p=np.where(sizes > 1, sizes, 0) / sizes[sizes > 1].sum()))
+    last = int(sizes[take]) - 1
+    walked = int(rng.integers(2 * last)) + np.arange(length)
+    return np.asarray(bounds[take] + last - np.abs(walked % (2 * last) - last))
 
 
 def validation_clips(folder: Path, *, limit: int, length: int) -> list[Clip]:

@@ -31,10 +31,17 @@ def follow(average: nn.Module, model: nn.Module, step: int, decay: float) -> Non
 
 
 def stop_at_non_finite(
-    run: Path, state: Path, step: int, batch: dict[str, Tensor], loss: Tensor, norm: Tensor
+    run: Path,
+    state: Path,
+    step: int,
+    batch: dict[str, Tensor],
+    loss: Tensor,
+    norm: Tensor,
+    rank: int | None = None,
 ) -> NoReturn:
-    """Saves the batch that did it, then raises NonFiniteLossError."""
-    path = run / f"non-finite-step-{step:06d}.safetensors"
+    """Saves the batch that did it, of each process by its rank; raises NonFiniteLossError."""
+    of = "" if rank is None else f"-process-{rank}"
+    path = run / f"non-finite-step-{step:06d}{of}.safetensors"
     write_atomically(path, batch, {"step": str(step), "loss": str(loss.item())})
     raise NonFiniteLossError(
         f"loss {loss.item()}, gradient norm {norm.item()} at step {step}; the batch is in {path}. "

@@ -54,7 +54,11 @@ def write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str,
 
 
 def _named(model: nn.Module, prefix: str) -> Iterable[tuple[str, Tensor]]:
-    return ((f"{prefix}/{name}", parameter) for name, parameter in model.named_parameters())
+    for name, parameter in model.named_parameters():
+        yield f"{prefix}/{name}", parameter
+    if prefix == "objectives":  # running means; models have no such thing
+        for name, buffer in model.named_buffers():
+            yield f"{prefix}/{name}", buffer
 
 
 def save_state(
@@ -63,17 +67,31 @@ def save_state(
     model: nn.Module,
     average: nn.Module,
     optimiser: torch.optim.Optimizer,
+    objectives: nn.Module | None = None,
 ) -> None:
     """Writes everything that the next step depends on."""
     tensors = dict(_named(model, "weights")) | dict(_named(average, "average"))
-    for name, parameter in model.named_parameters():
+    if objectives is not None:
+        tensors |= dict(_named(objectives, "objectives"))
+    for name, parameter in _trained(model, objectives):
         for key, value in optimiser.state.get(parameter, {}).items():
             tensors[f"optimiser.{key}/{name}"] = value
     write_atomically(path, tensors, {"progress": json.dumps(asdict(progress))})
 
 
+def _trained(model: nn.Module, objectives: nn.Module | None) -> Iterable[tuple[str, nn.Parameter]]:
+    yield from model.named_parameters()
+    if objectives is not None:
+        for name, parameter in objectives.named_parameters():
+            yield f"objectives.{name}", parameter
+
+
 def load_state(
-    path: Path, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer
+    path: Path,
+    model: nn.Module,
+    average: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    objectives: nn.Module | None = None,
 ) -> Progress:
     """Restores models and optimiser bit for bit; raises StateError when the file does not fit."""
     try:
@@ -84,7 +102,10 @@ def load_state(
         raise StateError(
             f"{path}: not a training state ({error}); delete it to start anew"
         ) from error
-    for prefix, module in (("weights", model), ("average", average)):
+    modules = [("weights", model), ("average", average)]
+    if objectives is not None:
+        modules.append(("objectives", objectives))
+    for prefix, module in modules:
         for key, parameter in _named(module, prefix):
             value = stored.get(key)
             if value is None or value.shape != parameter.shape:
@@ -93,7 +114,7 @@ def load_state(
                     "model; start in another --run folder"
                 )
             parameter.data.copy_(value)
-    for name, parameter in model.named_parameters():
+    for name, parameter in _trained(model, objectives):
         entries = {
             key.removeprefix("optimiser.").removesuffix(f"/{name}"): value
             for key, value in stored.items()

@@ -9,15 +9,14 @@ again goes on from the last saved step.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-import signal
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +28,11 @@ from omnistream_ros.training.data import Batch, Clip, ClipSampler, validation_cl
 from omnistream_ros.training.export import export_weights
 from omnistream_ros.training.held_out import HeldOutScore, score_clips
 from omnistream_ros.training.losses import LossWeights, total_loss
+from omnistream_ros.training.optimise import follow, learning_rate_factor, stop_at_non_finite
 from omnistream_ros.training.pretrained import load_pretrained_trunk
-from omnistream_ros.training.state import Progress, load_state, save_state, write_atomically
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss or its gradient is NaN or infinite; step and batch were saved before stopping."""
+from omnistream_ros.training.run_folder import lock_run, stop_on_signal
+from omnistream_ros.training.state import Progress, load_state, save_state
+from omnistream_ros.training.team import Team
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class TrainSettings:
     start_from: Path | None = None  # weights that a new run begins with, instead of `pretrained`
     recorded: Path | None = None  # clips cut from recordings, drawn with this probability
     recorded_share: float = 0.35
-    frames_per_step: int = 16
+    frames_per_step: int = 16  # of each process
     lengths: dict[int, float] = field(
         default_factory=lambda: {1: 0.15, 2: 0.35, 4: 0.35, 8: 0.05, 16: 0.1}
     )
@@ -71,6 +69,10 @@ class TrainSettings:
     save_period: int = 100
     judge_period: int = 300
     validation_count: int = 10
+    # Fine-tuning for long streams: all clips of this many frames, walked to and fro, seen through
+    # a cache of `context` (sink, window) as on a robot.
+    stream_frames: int | None = None
+    context: tuple[int, int] = (1, 16)
     weights: LossWeights = field(default_factory=LossWeights)
     augmentation: AugmentSettings = field(default_factory=AugmentSettings)
 
@@ -79,12 +81,8 @@ class TrainSettings:
             raise ValueError("give the length of the run either in steps or in minutes")
         if (self.steps or self.minutes or 0) <= 0:
             raise ValueError("the length of the run must be positive")
-
-
-def learning_rate_factor(step: int, warmup: int, fraction_done: float) -> float:
-    """Linear warm-up times a half cosine from 1 to 1 % at the end of the run."""
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, fraction_done)))
-    return min(1.0, (step + 1) / max(1, warmup)) * (0.01 + 0.99 * cosine)
+        if self.stream_frames is not None and self.stream_frames < 2:
+            raise ValueError(f"a stream has two frames or more, got {self.stream_frames}")
 
 
 def _keep_depthwise_in_float32(model: OmniStream) -> None:
@@ -115,9 +113,11 @@ class Trainer:
         *,
         report: Callable[[str], None] = print,
         clock: Callable[[], float] = time.monotonic,
+        team: Team | None = None,
     ) -> None:
         self.settings = settings
-        self.report = report
+        self.team = team or Team()
+        self.report = report if self.team.leads else _say_nothing
         self.clock = clock
         settings.run.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(settings.seed)
@@ -136,14 +136,18 @@ class Trainer:
             settings.clips,
             seed=settings.seed,
             frames_per_step=settings.frames_per_step,
-            lengths=settings.lengths,
+            lengths={settings.stream_frames: 1.0} if settings.stream_frames else settings.lengths,
+            to_and_fro=settings.stream_frames is not None,
             settings=settings.augmentation,
             recorded=settings.recorded,
             recorded_share=settings.recorded_share,
         )
         self.state_path = settings.run / "state.safetensors"
         self.progress = self._restore()
-        self.table = LossTable(settings.run, self.progress.step)
+        self._agreed_refusals = len(self.sampler.refused)
+        self.team.check_equal(step=self.progress.step, clips=len(self.sampler.names))
+        if self.team.leads:
+            self.table = LossTable(settings.run, self.progress.step)
         self.stop = threading.Event()
 
     def _freeze_early_trunk(self) -> None:
@@ -180,6 +184,7 @@ class Trainer:
     def _restore(self) -> Progress:
         if not self.state_path.exists():
             self.sampler.refresh()
+            self.sampler.names = self.team.from_leader(self.sampler.names)
             return Progress(self.settings.seed, clips=list(self.sampler.names))
         progress = load_state(self.state_path, self.model, self.average, self.optimiser)
         if progress.seed != self.settings.seed:
@@ -197,24 +202,39 @@ class Trainer:
         held_out = validation_clips(s.clips, limit=s.validation_count, length=16)
         score, started, spoken = None, self.clock(), self.clock()
         seconds_before, frames_before = p.seconds, p.frames
-        while self._fraction_done() < 1 and not self.stop.is_set():
+        stopping = bool(self.team.largest(self.stop.is_set())[0])
+        while self._fraction_done() < 1 and not stopping:
             coarse = self._fraction_done() < s.coarse_fraction
-            parts = self._step(self.sampler.batch(p.step, s.coarse_size if coarse else None))
+            size = s.coarse_size if coarse else None
+            batch = self.sampler.batch(p.step, size, (self.team.rank, self.team.size))
+            parts = self.team.mean(self._step(batch))
             p.step += 1
             now = self.clock()
-            p.seconds = seconds_before + now - started
-            self.table.add(p.step, p.frames, p.seconds, parts)
-            if now - spoken > 15:
-                spoken = now
-                self._speak((p.frames - frames_before) / (now - started))
+            p.seconds, stopping = self._agree(seconds_before + now - started)
+            if self.team.leads:
+                self.table.add(p.step, p.frames, p.seconds, parts)
+                if now - spoken > 15:
+                    spoken = now
+                    self._speak((p.frames - frames_before) / (now - started))
             if p.step % s.save_period == 0:
                 self._save()
-            if p.step % s.judge_period == 0:
+            if p.step % s.judge_period == 0 and self.team.leads:
                 score = self._judge(held_out)
-        if p.step % s.judge_period or score is None:
+        if self.team.leads and (p.step % s.judge_period or score is None):
             score = self._judge(held_out)
         self._save()
         return score
+
+    def _agree(self, seconds: float) -> tuple[float, bool]:
+        """Time spent and whether to stop, as all processes see it; clips that one of them could
+        not read are left out by all."""
+        refused = len(self.sampler.refused)
+        seconds, stopping, most = self.team.largest(seconds, self.stop.is_set(), refused)
+        if most > self._agreed_refusals:
+            for found in self.team.gather(self.sampler.refused):
+                self.sampler.leave_out(found)
+            self._agreed_refusals = len(self.sampler.refused)
+        return seconds, bool(stopping)
 
     def _fraction_done(self) -> float:
         s, p = self.settings, self.progress
@@ -230,38 +250,23 @@ class Trainer:
             group["lr"] = group["base"] * factor
         with torch.autocast("cpu", torch.bfloat16, enabled=s.bfloat16):
             prediction: Prediction = self.model.forward_clip(
-                batch.pixels, rays=p.step % s.ray_period == 0
+                batch.pixels,
+                rays=p.step % s.ray_period == 0,
+                context=s.context if s.stream_frames else None,
             )
         loss, parts = total_loss(prediction, batch, self.model.config.canonical_focal, s.weights)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        self.team.average_gradients(self.model.parameters())
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), s.gradient_norm)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
-            self._stop_at_non_finite(batch, loss, norm)
+            rank = self.team.rank if self.team.size > 1 else None
+            stop_at_non_finite(s.run, self.state_path, p.step, batch.tensors(), loss, norm, rank)
         self.optimiser.step()
-        self._follow()
-        p.frames += batch.pixels.shape[0] * batch.pixels.shape[1]
+        follow(self.average, self.model, p.step, s.average_decay)
+        p.frames += batch.pixels.shape[0] * batch.pixels.shape[1] * self.team.size
         values = {name: value.item() for name, value in parts.items()}
         return {"loss": loss.item(), "gradient_norm": norm.item(), **values}
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        """Moves the average towards the weights; early on it follows closely."""
-        step = self.progress.step
-        decay = min(self.settings.average_decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(
-            list(self.average.parameters()), list(self.model.parameters()), 1 - decay
-        )
-
-    def _stop_at_non_finite(self, batch: Batch, loss: Tensor, norm: Tensor) -> None:
-        step = self.progress.step
-        path = self.settings.run / f"non-finite-step-{step:06d}.safetensors"
-        write_atomically(path, batch.tensors(), {"step": str(step), "loss": str(loss.item())})
-        raise NonFiniteLossError(
-            f"loss {loss.item()}, gradient norm {norm.item()} at step {step}; the batch is in "
-            f"{path}. {self.state_path} is of an earlier step and sound: start again to go on from "
-            "there, with a lower learning rate if it happens again"
-        )
 
     def _speak(self, rate: float) -> None:
         s, p = self.settings, self.progress
@@ -269,7 +274,7 @@ class Trainer:
             remaining = 60 * s.minutes - p.seconds
         else:
             assert s.steps is not None
-            remaining = (s.steps - p.step) * s.frames_per_step / max(rate, 1e-6)
+            remaining = (s.steps - p.step) * p.frames / p.step / max(rate, 1e-6)
         self.report(
             f"step {p.step}  {self.table.recent()}  {rate:.1f} frames/s  "
             f"{100 * self._fraction_done():.1f} %, {remaining / 60:.0f} min remaining"
@@ -312,22 +317,31 @@ class Trainer:
     def _save(self) -> None:
         """Writes the state, with the clips that were in use, then looks for new clips."""
         self.progress.refused = dict(self.sampler.refused)
-        self.sampler.refresh()
+        if self.team.leads:
+            self.sampler.refresh()
+        self.sampler.names = self.team.from_leader(self.sampler.names)
         self.progress.clips = list(self.sampler.names)
-        save_state(self.state_path, self.progress, self.model, self.average, self.optimiser)
+        if self.team.leads:
+            save_state(self.state_path, self.progress, self.model, self.average, self.optimiser)
+
+
+def _say_nothing(line: str) -> None:
+    """The progress lines of processes that do not lead."""
 
 
 def train(config: ModelConfig | str, settings: TrainSettings) -> HeldOutScore | None:
-    """Runs one training to its end; SIGINT and SIGTERM end it after the current step, saved."""
-    trainer = Trainer(config, settings)
+    """Runs one training to its end; SIGINT and SIGTERM end it after the current step, saved.
 
-    def ask_to_stop(number: int, frame: FrameType | None) -> None:
-        trainer.report(f"{signal.Signals(number).name}: saving after this step")
-        trainer.stop.set()
+    Started by torchrun, it trains with the other processes of its kind.
 
-    previous = {n: signal.signal(n, ask_to_stop) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    Raises:
+        RunFolderError: another trainer uses the run folder.
+    """
+    team = Team.from_environment()
+    with contextlib.ExitStack() as stack:
+        stack.callback(team.close)
+        if team.leads:
+            stack.enter_context(lock_run(settings.run))
+        trainer = Trainer(config, settings, team=team)
+        stack.enter_context(stop_on_signal(trainer.stop.set, trainer.report))
         return trainer.run()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

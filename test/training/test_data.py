@@ -23,6 +23,7 @@ from omnistream_ros.training.data import (
     is_validation,
     read_clip,
     validation_clips,
+    walk_to_and_fro,
 )
 
 
@@ -351,3 +352,20 @@ def test_senseless_lengths_are_refused(tmp_path: Path) -> None:
             ClipSampler(
                 tmp_path, seed=0, frames_per_step=4, lengths=lengths, settings=AugmentSettings()
             )
+
+
+def test_streams_walk_to_and_fro_within_one_take() -> None:
+    bounds = np.array([0, 4, 5, 16])  # takes of 4, 1 and 11 frames
+    takes = set()
+    for seed in range(40):
+        walked = walk_to_and_fro(np.random.default_rng(seed), bounds, 30)
+        assert len(walked) == 30
+        take = int(np.searchsorted(bounds, walked[0], side="right")) - 1
+        takes.add(take)
+        assert bounds[take] <= walked.min()
+        assert walked.max() < bounds[take + 1]
+        assert (np.abs(np.diff(walked)) == 1).all()
+        assert len(set(walked.tolist())) == bounds[take + 1] - bounds[take]
+    assert takes == {0, 2}
+    with pytest.raises(TooShortError):
+        walk_to_and_fro(np.random.default_rng(0), np.arange(5), 8)

@@ -29,6 +29,7 @@ from omnistream_ros.model import (
 )
 from omnistream_ros.training.augment import AugmentSettings
 from omnistream_ros.training.export import export_weights
+from omnistream_ros.training.optimise import NonFiniteLossError, learning_rate_factor
 from omnistream_ros.training.pretrained import (
     PretrainedWeightsError,
     load_pretrained_trunk,
@@ -36,12 +37,7 @@ from omnistream_ros.training.pretrained import (
     read_pretrained,
 )
 from omnistream_ros.training.state import StateError
-from omnistream_ros.training.train import (
-    NonFiniteLossError,
-    Trainer,
-    TrainSettings,
-    learning_rate_factor,
-)
+from omnistream_ros.training.train import Trainer, TrainSettings
 
 TINY = ModelConfig(
     name="tiny",
@@ -178,8 +174,8 @@ def test_nan_stops_with_step_and_batch_saved_and_resumes_before_it(
     trainer = Trainer(TINY, _settings(clips, tmp_path, 8), report=_quiet)
     draw = trainer.sampler.batch
 
-    def poisoned(step: int, size: tuple[int, int] | None = None):  # type: ignore[no-untyped-def]
-        batch = draw(step, size)
+    def poisoned(step: int, *rest):  # type: ignore[no-untyped-def]
+        batch = draw(step, *rest)
         if step == 6:
             batch.pixels[0, 0, 0, 0, 0] = float("nan")
         return batch
