@@ -33,6 +33,7 @@ class ModelConfig:
     patch_embed: str = "conv16"  # one of PATCH_EMBEDDINGS
     head_width: int = 0  # channels of the dense head; 0: a backbone without heads
     matching_width: int = 0  # channels of matching descriptors; 0: no matching head
+    language_width: int = 0  # channels of the sentence encoder; 0: no language head
     canonical_focal: float = 0.9  # depth is predicted for a focal length of this times the width
     metric: bool = False  # depth and translation are in metres, not up to scale
 
@@ -61,7 +62,7 @@ class ModelConfig:
             len(self.taps) == 4 and all(0 <= tap < self.depth for tap in self.taps),
             f"taps must be four block indices below {self.depth}, got {self.taps}",
         )
-        for name in ("head_width", "matching_width"):
+        for name in ("head_width", "matching_width", "language_width"):
             value = getattr(self, name)
             check(type(value) is int and value >= 0, f"{name} must be an int >= 0, got {value!r}")
         check(

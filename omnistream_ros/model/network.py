@@ -12,6 +12,7 @@ from omnistream_ros.model.backbone import Backbone, BackboneOutput
 from omnistream_ros.model.config import NAMED_CONFIGS, ModelConfig
 from omnistream_ros.model.heads import CameraHead, CameraPrediction, DualDPT
 from omnistream_ros.model.kv_cache import KVCache
+from omnistream_ros.model.language import LanguageHead
 from omnistream_ros.model.matching import MatchingHead
 
 
@@ -48,6 +49,7 @@ class OmniStream(nn.Module):
         self.depth_head = DualDPT(config) if config.head_width else None
         self.camera_head = CameraHead(config) if config.head_width else None
         self.matching_head = MatchingHead(config) if config.matching_width else None
+        self.language_head = LanguageHead(config) if config.language_width else None
         self.lay_out()
 
     def lay_out(self) -> OmniStream:
