@@ -3,7 +3,10 @@
 
 A storage knows tokens by number, 0 .. tokens - 1 in every stream of every layer. It does not know
 frames, time or why something is kept: `kv_cache` writes where the policy says and asks for the
-first `visible` tokens. Another layout is another class with these methods.
+first `visible` tokens. Another layout is another class with these methods, made by the same call.
+
+A token may stand for several that were pooled into it. Its share in the softmax is then theirs:
+log(count) is added to what a query says to its key.
 
 L layers, B streams, b of them at hand, heads, n tokens, d channels of a head.
 """
@@ -31,8 +34,12 @@ class Storage(Protocol):
         """k, v (b, heads, n, d) become tokens first .. first + n - 1 of one layer."""
         ...
 
+    def read(self, layer: int, rows: slice, first: int, count: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (b, heads, count, d) of tokens first .. first + count - 1."""
+        ...
+
     def attend(self, layer: int, rows: slice, q: Tensor, visible: int) -> Tensor:
-        """q (b, heads, n, d) attends to tokens 0 .. visible - 1: softmax(q k / sqrt(d)) v."""
+        """q (b, heads, n, d) to tokens 0 .. visible - 1: softmax(q k / sqrt(d) + log count) v."""
         ...
 
     def set_time_channels(self, rows: slice, first: int, channels: Tensor) -> None:
@@ -54,6 +61,9 @@ class Storage(Protocol):
 class TensorStorage:
     """Plain tensors, read by torch's own attention: works on every device and in every type.
 
+    Args:
+        counts: how many tokens each stands for, (tokens,), at least 1; None: all for themselves.
+
     Attributes:
         keys, values: (L, B, heads, tokens, d).
     """
@@ -68,12 +78,18 @@ class TensorStorage:
         *,
         device: torch.device,
         dtype: torch.dtype,
+        counts: Tensor | None = None,
     ) -> None:
         # Zeros, not empty: pages are touched now, so a robot runs out of memory here or never.
         self.keys = torch.zeros(
             layers, streams, heads, tokens, head_dim, device=device, dtype=dtype
         )
         self.values = torch.zeros_like(self.keys)
+        self._bias: Tensor | None = None
+        self._plain = tokens  # this many from the first stand for themselves
+        if counts is not None:
+            self._bias = counts.double().log().to(device, dtype)
+            self._plain = int((counts == 1).long().cumprod(0).sum())
 
     @property
     def nbytes(self) -> int:
@@ -85,8 +101,15 @@ class TensorStorage:
         self.values[layer, rows, :, tokens] = v
 
     def attend(self, layer: int, rows: slice, q: Tensor, visible: int) -> Tensor:
-        keys, values = self.keys[layer, rows], self.values[layer, rows]  # (b, heads, tokens, d)
-        return F.scaled_dot_product_attention(q, keys[:, :, :visible], values[:, :, :visible])
+        keys, values = self.read(layer, rows, 0, visible)
+        bias = None
+        if self._bias is not None and visible > self._plain:
+            bias = self._bias[:visible].expand(1, 1, q.shape[2], -1)
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias)
+
+    def read(self, layer: int, rows: slice, first: int, count: int) -> tuple[Tensor, Tensor]:
+        tokens = slice(first, first + count)
+        return self.keys[layer, rows, :, tokens], self.values[layer, rows, :, tokens]
 
     def set_time_channels(self, rows: slice, first: int, channels: Tensor) -> None:
         tokens = slice(first, first + channels.shape[3])

@@ -7,6 +7,16 @@ the policy places elsewhere in time is turned (see `rope`: only t channels chang
 
 A turn starts from an untouched copy of those channels each time, so a stream may run for a week and
 the sink's keys carry one rounding, not a million.
+
+Tokens of a stream, N of a frame, n of a keyframe (the tokens before the patches, then one for each
+square of patches):
+
+    slots * N     frames at full resolution
+    entries * n   keyframes
+
+A keyframe's keys and values are the means over its squares. Keys are averaged as they are stored,
+turned by their places: what a query says to the mean is then the mean of what it would have said
+to each, and all patches of a frame share their time, so the mean can be moved in time like any key.
 """
 
 from __future__ import annotations
@@ -16,14 +26,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from omnistream_ros.model.cache_policy import Kept, Plan, Policy, StreamState, Window
+from omnistream_ros.model.cache_policy import Kept, Keyframe, Plan, Policy, StreamState, Window
 from omnistream_ros.model.cache_storage import Storage, TensorStorage
 from omnistream_ros.model.config import ModelConfig
-from omnistream_ros.model.rope import TIME_CHANNELS, rotate, time_rotation
+from omnistream_ros.model.rope import TIME_CHANNELS, Rotation, rotate, time_rotation, turn_by_frames
 
-# (layers, streams, heads, tokens, head_dim, *, device, dtype) -> an empty storage
+# (layers, streams, heads, tokens, head_dim, *, device, dtype, counts) -> an empty storage
 StorageFactory = Callable[..., Storage]
 
 
@@ -70,16 +81,31 @@ class KVCache:
         self.dtype = dtype
         self.prefix = config.prefix_tokens(camera_token)
         self.tokens_per_frame = self.prefix + grid[0] * grid[1]  # N
+        counts = _keyframe_counts(self.prefix, grid, policy.cell)
+        self.tokens_per_keyframe = len(counts)  # n
         self.streams = [StreamState() for _ in range(batch)]
-        tokens = policy.slots * self.tokens_per_frame
+        self._first_keyframe = policy.slots * self.tokens_per_frame
+        alone = torch.ones(self._first_keyframe)
         self.storage = storage(
-            config.depth, batch, config.heads, tokens, self.head_dim, device=device, dtype=dtype
+            config.depth,
+            batch,
+            config.heads,
+            self._first_keyframe + policy.entries * self.tokens_per_keyframe,
+            self.head_dim,
+            device=device,
+            dtype=dtype,
+            counts=torch.cat((alone, counts.repeat(policy.entries))) if policy.entries else None,
         )
-        # The t channels of the sink's keys as they were first written.
-        sink = policy.sink * self.tokens_per_frame
-        self.sink_time = torch.zeros(
-            config.depth, batch, config.heads, sink, self.head_dim // 4, device=device, dtype=dtype
-        )
+
+        def time_channels(tokens: int) -> Tensor:
+            shape = (config.depth, batch, config.heads, tokens, self.head_dim // 4)
+            return torch.zeros(shape, device=device, dtype=dtype)
+
+        # The t channels of all that may be moved in time, as they were first written.
+        self.sink_time = time_channels(policy.sink * self.tokens_per_frame)
+        self.keyframe_time = time_channels(policy.entries * self.tokens_per_keyframe)
+        # By stream: what the frame in each slot looks like, until it has left the window.
+        self._appearances: list[dict[int, _HostCopy]] = [{} for _ in range(batch)]
         self._groups: list[_Group] = []
 
     @classmethod
@@ -162,7 +188,7 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes of device memory; the same from the first frame to the last."""
-        return self.storage.nbytes + self.sink_time.nbytes
+        return self.storage.nbytes + self.sink_time.nbytes + self.keyframe_time.nbytes
 
     @property
     def frames_seen(self) -> int:
@@ -197,7 +223,7 @@ class KVCache:
         return {
             "policy": str(self.policy),
             "storage": type(self.storage).__name__,
-            "time": tuple(self.sink_time.shape),
+            "shape": tuple(self.sink_time.shape),
             "dtype": str(self.dtype),
             "grid": self.grid,
             "camera_token": self.camera_token,
@@ -205,8 +231,9 @@ class KVCache:
 
     def reset(self, stream: int | None = None) -> None:
         """Forget everything, of one stream or of all: its next frame is the first of its epoch."""
-        for state in self.streams if stream is None else [self.streams[stream]]:
-            state.reset()
+        for row in range(self.batch) if stream is None else [stream]:
+            self.streams[row].reset()
+            self._appearances[row].clear()
 
     # A step that fails half-way changes nothing that the next one would read, so the same frame can
     # simply be tried again.
@@ -216,6 +243,7 @@ class KVCache:
         rows = range(self.batch) if rows is None else rows
         self._groups = []
         for i, row in enumerate(rows):
+            self._keep_what_leaves(row)
             plan = self.policy.plan(self.streams[row])
             last = self._groups[-1] if self._groups else None
             if last and last.rows.stop == row and last.plan == plan:
@@ -224,8 +252,7 @@ class KVCache:
             else:
                 self._groups.append(_Group(slice(i, i + 1), slice(row, row + 1), plan))
         for group in self._groups:
-            if group.plan.sink_shift:
-                self._move_sink(group.rows, group.plan.sink_shift)
+            self._move_in_time(group)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write the frame's k and v of one layer, then attend to all that is kept: no mask.
@@ -241,25 +268,76 @@ class KVCache:
             if plan.slot < self.policy.sink:
                 channels = k[batch, ..., TIME_CHANNELS]
                 self.sink_time[layer, rows, :, first : first + N] = channels
-            outputs.append(self.storage.attend(layer, rows, q[batch], plan.visible * N))
+            visible = plan.visible * N + len(plan.keyframe_shifts) * self.tokens_per_keyframe
+            outputs.append(self.storage.attend(layer, rows, q[batch], visible))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    def end_frame(self) -> None:
-        """All layers are written: the frame is part of the past."""
-        for group in self._groups:
-            for stream in self.streams[group.rows]:
-                stream.frames_seen += 1
+    def end_frame(self, patches: Tensor) -> None:
+        """All layers are written: the frame is part of the past.
 
-    def _move_sink(self, rows: slice, frames: int) -> None:
-        """Place the sink `frames` later than it was seen: a turn of the t channels, all layers."""
-        sink_time = self.sink_time[:, rows]  # (L, b, heads, sink * N, d/4)
-        angles = torch.promote_types(self.dtype, torch.float32)
-        turn = time_rotation(frames, 1, self.head_dim, sink_time.device, angles)
-        turned = rotate(sink_time, turn).unflatten(3, (self.policy.sink, self.tokens_per_frame))
+        patches: (b, P, D), what the network made of the frame; tells keyframes apart.
+        """
+        looks: list[_HostCopy] = []
+        if self.policy.entries:
+            looks = [_HostCopy(vector) for vector in _appearance(patches, self.grid)]
+        for group in self._groups:
+            batch, rows = range(len(patches))[group.batch], range(self.batch)[group.rows]
+            for i, row in zip(batch, rows, strict=True):
+                self.streams[row].frames_seen += 1
+                if looks:
+                    self._appearances[row][group.plan.slot] = looks[i]
+
+    def _keep_what_leaves(self, row: int) -> None:
+        """Make the frame that is about to be overwritten a keyframe, if it deserves it."""
+        state = self.streams[row]
+        leaving = self.policy.leaving(state)
+        if leaving is None:
+            return
+        frame, slot = leaving
+        look = self._appearances[row].get(slot)
+        if look is None:
+            return  # decided before: the step is being tried again
+        appearance = look.tensor()
+        entry = self.policy.entry_for(state, appearance)
+        if entry is not None:
+            self._condense(slice(row, row + 1), slot, entry)
+            state.keep(entry, Keyframe(frame, appearance))
+        del self._appearances[row][slot]
+
+    def _condense(self, rows: slice, slot: int, entry: int) -> None:
+        """Write the frame of a slot into an entry of the memory, in reduced resolution."""
+        N, n = self.tokens_per_frame, self.tokens_per_keyframe
+        first = self._first_keyframe + entry * n
+        for layer in range(len(self.sink_time)):
+            kept = self.storage.read(layer, rows, slot * N, N)  # each (1, heads, N, d)
+            k, v = (_pool(x, self.prefix, self.grid, self.policy.cell) for x in kept)
+            self.storage.write(layer, rows, first, k, v)
+            self.keyframe_time[layer, rows, :, entry * n : (entry + 1) * n] = k[..., TIME_CHANNELS]
+
+    def _move_in_time(self, group: _Group) -> None:
+        """Turn sink and keyframes from where they were seen to where the plan wants them."""
+        rows, plan = group.rows, group.plan
+        device, dtype = self.sink_time.device, torch.promote_types(self.dtype, torch.float32)
+        if plan.sink_shift:
+            turn = time_rotation(plan.sink_shift, 1, self.head_dim, device, dtype)
+            self._turn(rows, 0, self.sink_time[:, rows], self.tokens_per_frame, turn)
+        if plan.keyframe_shifts:
+            shifts = torch.tensor(plan.keyframe_shifts, dtype=torch.float64)
+            if device.type == "cuda":
+                shifts = shifts.pin_memory().to(device, non_blocking=True)
+            turn = turn_by_frames(shifts.to(device), self.head_dim, dtype)
+            n = self.tokens_per_keyframe
+            written = self.keyframe_time[:, rows, :, : len(shifts) * n]
+            self._turn(rows, self._first_keyframe, written, n, turn)
+
+    def _turn(self, rows: slice, first: int, written: Tensor, n: int, turn: Rotation) -> None:
+        """Turn t channels (L, b, heads, pieces * n, d/4), each piece by its row of `turn`."""
+        pieces = written.unflatten(3, (-1, n))
+        each = Rotation(*(table[:, None] for table in turn))  # (pieces or 1, 1, d/4)
+        turned = rotate(pieces, each)
         # The tokens before the patches have no position.
-        untouched = sink_time.unflatten(3, (self.policy.sink, self.tokens_per_frame))
-        turned[..., : self.prefix, :] = untouched[..., : self.prefix, :]
-        self.storage.set_time_channels(rows, 0, turned.flatten(3, 4))
+        turned[..., : self.prefix, :] = pieces[..., : self.prefix, :]
+        self.storage.set_time_channels(rows, first, turned.flatten(3, 4))
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of the streams' state; streams continued from it are the same to the last bit."""
@@ -268,6 +346,11 @@ class KVCache:
             "streams": [stream.state_dict() for stream in self.streams],
             "storage": self.storage.state_dict(),
             "sink_time": self.sink_time.clone(),
+            "keyframe_time": self.keyframe_time.clone(),
+            "appearances": [
+                {slot: look.tensor().clone() for slot, look in looks.items()}
+                for looks in self._appearances
+            ],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -278,5 +361,55 @@ class KVCache:
             )
         self.storage.load_state_dict(state["storage"])
         self.sink_time.copy_(state["sink_time"])
+        self.keyframe_time.copy_(state["keyframe_time"])
+        self._appearances = [
+            {slot: _HostCopy(look) for slot, look in looks.items()}
+            for looks in state["appearances"]
+        ]
         for stream, saved in zip(self.streams, state["streams"], strict=True):
             stream.load_state_dict(saved)
+
+
+class _HostCopy:
+    """A small tensor on its way to the host; nobody waits before it is looked at."""
+
+    def __init__(self, source: Tensor) -> None:
+        self._arrived: torch.cuda.Event | None = None
+        if source.device.type == "cuda":
+            self._copy = torch.empty_like(source, device="cpu", pin_memory=True)
+            self._copy.copy_(source, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+        else:
+            self._copy = source.clone()
+
+    def tensor(self) -> Tensor:
+        """The copy. It was begun a window of frames ago, so there is nothing left to wait for."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._copy
+
+
+def _appearance(patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """What frames look like, (b, 4 D) float32 from (b, P, D): the mean of each quarter."""
+    plane = patches.float().transpose(1, 2).unflatten(2, grid)  # (b, D, h, w)
+    return F.adaptive_avg_pool2d(plane, 2).flatten(1)
+
+
+def _pool(x: Tensor, prefix: int, grid: tuple[int, int], cell: int) -> Tensor:
+    """Keys or values of a frame (b, heads, N, d) to those of a keyframe (b, heads, n, d)."""
+    b, heads, _, d = x.shape
+    plane = x[:, :, prefix:].transpose(2, 3).reshape(b, heads * d, *grid)
+    plane = F.avg_pool2d(
+        plane, cell, ceil_mode=True, count_include_pad=False
+    )  # (b, heads * d, h', w')
+    pooled = plane.reshape(b, heads, d, -1).transpose(2, 3)
+    return torch.cat((x[:, :, :prefix], pooled), dim=2)
+
+
+def _keyframe_counts(prefix: int, grid: tuple[int, int], cell: int) -> Tensor:
+    """How many tokens of a frame each token of a keyframe stands for, (n,)."""
+    rows, columns = (
+        torch.arange(0, side, cell).neg().add(side).clamp(max=cell).float() for side in grid
+    )
+    return torch.cat((torch.ones(prefix), torch.outer(rows, columns).flatten()))

@@ -56,8 +56,13 @@ def time_rotation(
     The frame index reaches the device as a kernel argument: no copy from the host, no wait.
     """
     index = torch.arange(first_frame, first_frame + frames, dtype=torch.float64, device=device)
-    periods = _periods(head_dim, head_dim // 8, device)
-    turns = torch.remainder(index[:, None] / FRAMES_PER_UNIT / periods, 1.0)  # (frames, d/8)
+    return turn_by_frames(index, head_dim, dtype)
+
+
+def turn_by_frames(frames: Tensor, head_dim: int, dtype: torch.dtype) -> Rotation:
+    """The turn of the time channels by each of `frames`, float64 (n,): cos and sin (n, d/4)."""
+    periods = _periods(head_dim, head_dim // 8, frames.device)
+    turns = torch.remainder(frames[:, None] / FRAMES_PER_UNIT / periods, 1.0)  # (n, d/8)
     return _rotation(torch.cat((turns, turns), dim=-1), dtype)
 
 

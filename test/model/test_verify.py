@@ -67,7 +67,8 @@ def test_the_tolerance_decides(folder):
 def test_steps_are_checked_by_themselves(folder, monkeypatch):
     from omnistream_ros.model.kv_cache import KVCache
 
-    monkeypatch.setattr(KVCache, "end_frame", lambda self: None)  # a cache that learns nothing
+    # a cache that learns nothing
+    monkeypatch.setattr(KVCache, "end_frame", lambda self, patches: None)
     by_name = {d.name: d for d in verify(folder)}
     assert by_name["camera.last_hidden_state"].clip < 1e-5
     assert by_name["camera.last_hidden_state"].steps > 1e-2
