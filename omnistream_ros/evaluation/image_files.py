@@ -22,9 +22,13 @@ from omnistream_ros.evaluation.recordings import (
     RecordingError,
     RecordingInfo,
 )
-from omnistream_ros.evaluation.ros_images import ImageMessageError, decode_rgb, metres
 from omnistream_ros.evaluation.trajectory import Trajectory, TrajectoryError
+from omnistream_ros.stream.calibration import Calibration, Distortion
+from omnistream_ros.stream.compressed_images import decode_rgb
+from omnistream_ros.stream.depth_encodings import metres
 from omnistream_ros.stream.frame import Frame, Intrinsics
+from omnistream_ros.stream.image_encodings import ImageError
+from omnistream_ros.stream.undistort import Undistorter
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -41,6 +45,7 @@ class Layout:
         images, depths: files in order of time.
         depth_reader: file to (H, W) float32 metres with NaN for unknown.
         intrinsics: camera of the images; ``depth_intrinsics`` of the depth files, when they differ.
+        distortion: of the lens, in images and depth alike; it is taken out.
         poses: reads the ground truth; called only when it is asked for.
         depth_limits: valid depth in metres by the data set's protocol, exclusive.
         notes: what a user should know.
@@ -52,6 +57,7 @@ class Layout:
     depth_reader: Callable[[Path], np.ndarray] | None = None
     intrinsics: Intrinsics | None = None
     depth_intrinsics: Intrinsics | None = None
+    distortion: Distortion | None = None
     poses: Callable[[], Trajectory] | None = None
     depth_limits: tuple[float, float] = (0.0, float("inf"))
     notes: tuple[str, ...] = ()
@@ -70,6 +76,7 @@ class FileRecording(Recording):
             raise RecordingError(f"{path} looks like a {layout.name} but holds no image")
         self.layout = layout
         self.depth_limits = layout.depth_limits
+        self._undistorters: dict[Intrinsics, Undistorter] = {}
 
     def info(self) -> RecordingInfo:
         first = next(self.frames())
@@ -91,7 +98,10 @@ class FileRecording(Recording):
     def frames(self) -> Iterator[Frame]:
         for stamp, file in self.layout.images:
             image = read_rgb(file)
-            yield Frame(image, stamp, _fit(self.layout.intrinsics, image, file))
+            camera = _fit(self.layout.intrinsics, image, file)
+            if camera is not None and self.layout.distortion is not None:
+                image = self._undistorter(camera).image(image)
+            yield Frame(image, stamp, camera)
 
     def depths(self) -> Iterator[DepthFrame]:
         reader = self.layout.depth_reader
@@ -100,7 +110,17 @@ class FileRecording(Recording):
         camera = self.layout.depth_intrinsics or self.layout.intrinsics
         for stamp, file in self.layout.depths:
             depth = reader(file)
-            yield DepthFrame(stamp, depth, _fit(camera, depth, file))
+            fitted = _fit(camera, depth, file)
+            if fitted is not None and self.layout.distortion is not None:
+                depth = self._undistorter(fitted).depth(depth)
+            yield DepthFrame(stamp, depth, fitted)
+
+    def _undistorter(self, camera: Intrinsics) -> Undistorter:
+        """Of the camera at this size; made once for each size."""
+        if camera not in self._undistorters:
+            calibration = Calibration(camera, self.layout.distortion)
+            self._undistorters[camera] = Undistorter(calibration)
+        return self._undistorters[camera]
 
     def trajectory(self) -> Trajectory | None:
         if self.layout.poses is None:
@@ -133,7 +153,7 @@ def read_rgb(file: Path) -> np.ndarray:
     """
     try:
         return decode_rgb(file.read_bytes(), str(file))
-    except (OSError, ImageMessageError) as error:
+    except (OSError, ImageError) as error:
         raise RecordingError(str(error)) from error
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from omnistream_ros.evaluation import ros_images
-from omnistream_ros.evaluation.bag_messages import COMPRESSED, intrinsics_of, stamp_of
+from omnistream_ros.evaluation.bag_camera import BagCamera
+from omnistream_ros.evaluation.bag_messages import COMPRESSED, stamp_of
 from omnistream_ros.evaluation.bag_poses import read_poses
 from omnistream_ros.evaluation.bag_reader import BagReader
 from omnistream_ros.evaluation.bag_topics import find_topics, is_rectified
@@ -61,7 +62,9 @@ class Rosbag2Recording(Recording):
         if camera is None:
             notes.append("no camera_info: the focal length is unknown, so depth cannot be metric")
         elif np.any(camera.d) and not is_rectified(self.topics.image):
-            notes.append(f"images are distorted ({camera.distortion_model}); taken for a pinhole's")
+            notes.append(
+                f"images are distorted ({camera.distortion_model}): undistorted here, K kept"
+            )
         return RecordingInfo(
             layout=f"rosbag2 ({self._bag.storage})",
             images=self.topics.image,
@@ -83,7 +86,9 @@ class Rosbag2Recording(Recording):
     def frames(self) -> Iterator[Frame]:
         compressed = self._bag.topics[self.topics.image][0] == COMPRESSED
         decode = ros_images.compressed_rgb if compressed else ros_images.rgb_image
-        for stamp, image, camera in self._images(self.topics.image, self.topics.info, decode):
+        for stamp, image, camera in self._images(
+            self.topics.image, self.topics.info, decode, "image"
+        ):
             yield Frame(image, stamp, camera)
 
     def depths(self) -> Iterator[DepthFrame]:
@@ -92,28 +97,29 @@ class Rosbag2Recording(Recording):
         self._check_same_camera()
         compressed = self._bag.topics[self.topics.depth][0] == COMPRESSED
         decode = ros_images.compressed_depth if compressed else ros_images.depth_image
-        for stamp, depth, camera in self._images(self.topics.depth, self.topics.depth_info, decode):
+        # Depth without a calibration of its own is registered to the image: same camera, same lens.
+        info = self.topics.depth_info or self.topics.info
+        for stamp, depth, camera in self._images(self.topics.depth, info, decode, "depth"):
             yield DepthFrame(stamp, depth, camera)
 
     def _images(
-        self, topic: str, info_topic: str | None, decode: Any
+        self, topic: str, info_topic: str | None, decode: Any, kind: Literal["image", "depth"]
     ) -> Iterator[tuple[int, np.ndarray, Intrinsics | None]]:
-        """Stamp, pixels and camera of every message of an image topic."""
-        info = self._bag.first(info_topic) if info_topic else None
+        """Stamp, pixels without distortion and pinhole of every message of an image topic."""
+        own = info_topic != self.topics.info or topic == self.topics.image
+        camera = BagCamera(rectified=is_rectified(topic if own else self.topics.image))
+        camera.learn(self._bag.first(info_topic) if info_topic else None)
         topics = [topic, info_topic] if info_topic else [topic]
         number = 0
         for name, _, message in self._bag.messages(topics):
             if name == info_topic:
-                info = message
+                camera.learn(message)
                 continue
             try:
-                pixels = decode(message)
-                camera = intrinsics_of(
-                    info, pixels.shape[1], pixels.shape[0], rectified=is_rectified(topic)
-                )
+                pixels, intrinsics = camera.pinhole(decode(message), kind)
             except ValueError as error:
                 raise RecordingError(f"{self.path}: {topic}, message {number}: {error}") from error
-            yield stamp_of(message.header), pixels, camera
+            yield stamp_of(message.header), pixels, intrinsics
             number += 1
 
     def _check_same_camera(self) -> None:

@@ -22,8 +22,8 @@ from sensor_msgs.msg import Image, PointCloud2, PointField
 from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
-from omnistream_ros.nodes.image_encodings import image_to_rgb8
 from omnistream_ros.stream.geometry import matrix_to_quaternion, quaternion_to_matrix, rigid
+from omnistream_ros.stream.image_encodings import image_to_rgb8
 
 # cv_bridge leaves padding and byte order of 16-bit images to the caller, and knows no nv12: it is
 # asked only for what it converts completely.

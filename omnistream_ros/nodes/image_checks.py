@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import math
 
 from sensor_msgs.msg import CameraInfo, Image
 
-from omnistream_ros.nodes.image_encodings import ENCODINGS
+from omnistream_ros.stream.calibration import calibration_of
 from omnistream_ros.stream.frame import Intrinsics
+from omnistream_ros.stream.image_encodings import ImageError, check_colour
 from omnistream_ros.stream.preprocess import MAX_ASPECT
 
 _DEPTH_ENCODINGS = ("16UC1", "32FC1")
@@ -43,100 +43,42 @@ class BadImageError(ValueError):
         self.reason = reason
 
 
-class BadCameraInfoError(ValueError):
-    """A camera_info that must not be used; the text says what is wrong with it."""
-
-
 def check_image(message: Image) -> None:
     """Check that the pixels described by the message are there.
 
     Raises:
         BadImageError: with the first fault found.
     """
-    height, width, step = message.height, message.width, message.step
-    encoding = message.encoding
-    layout = ENCODINGS.get(encoding)
-    if layout is None:
-        depth = encoding in _DEPTH_ENCODINGS
-        hint = (
-            "this is a depth image; remap `image` to the colour topic"
-            if depth
-            else f"use one of {', '.join(ENCODINGS)}, for example with image_proc"
-        )
+    height, width = message.height, message.width
+    if message.encoding in _DEPTH_ENCODINGS:
         raise BadImageError(
-            Drop.UNSUPPORTED_ENCODING, f"image encoding '{encoding}' cannot be read: {hint}"
+            Drop.UNSUPPORTED_ENCODING,
+            f"image encoding '{message.encoding}' cannot be read: this is a depth image; remap "
+            "`image` to the colour topic",
         )
-    if height == 0 or width == 0:
-        raise BadImageError(
-            Drop.EMPTY_IMAGE, f"image of {width}x{height} pixels: check the camera driver"
-        )
-    if (layout.even_width and width % 2) or (layout.even_height and height % 2):
-        raise BadImageError(
-            Drop.UNSUPPORTED_SIZE,
-            f"image of {width}x{height} pixels cannot be '{encoding}', which shares colour between "
-            "pairs of pixels: check the camera driver",
-        )
+    try:
+        check_colour(message.encoding, height, width, message.step, len(message.data))
+    except ImageError as error:
+        raise BadImageError(Drop(error.fault.value), str(error)) from None
     if max(height, width) > MAX_ASPECT * min(height, width):
         raise BadImageError(
             Drop.UNSUPPORTED_SIZE,
             f"image of {width}x{height} pixels is too elongated for the model, whose limit is "
             f"{MAX_ASPECT:g} to 1: crop it first",
         )
-    needed = layout.row_bytes(width)
-    if step < needed:
-        raise BadImageError(
-            Drop.WRONG_STEP,
-            f"image step is {step} bytes but a row of {width} pixels '{encoding}' takes {needed}: "
-            "the publisher must set step to the bytes of one row, padding included",
-        )
-    rows = layout.rows(height)
-    # The last row may go without its padding.
-    least = (rows - 1) * step + needed
-    if len(message.data) < least:
-        raise BadImageError(
-            Drop.SHORT_DATA,
-            f"image data has {len(message.data)} bytes but {rows} rows with step {step} take "
-            f"{rows * step}: the message was cut short or its size is wrong",
-        )
 
 
 def intrinsics_of(info: CameraInfo, *, rectified: bool) -> Intrinsics | None:
-    """The pinhole camera of the image that comes with a camera_info.
-
-    Binning and region of interest are applied (sensor_msgs/CameraInfo: K and P describe the full
-    sensor). ``rectified``: the image was undistorted already, so P holds instead of K.
+    """The pinhole camera of the image that comes with a camera_info, see `calibration_of`.
 
     Returns:
         None when the camera says that it is not calibrated (first element zero).
 
     Raises:
-        BadCameraInfoError: a number is not finite, or a focal length or size is not positive.
+        CalibrationError: the camera_info cannot be used.
     """
-    name, matrix, columns = ("P", info.p, 4) if rectified else ("K", info.k, 3)
-    numbers = (*info.k, *info.p, *info.d, *info.r)
-    if not all(math.isfinite(number) for number in numbers):
-        raise BadCameraInfoError(
-            "camera_info holds a number that is not finite: calibrate the camera again or correct "
-            "its calibration file"
-        )
-    if matrix[0] == 0.0:
-        return None
-    bin_x, bin_y = max(1, info.binning_x), max(1, info.binning_y)
-    roi = info.roi
-    whole = roi.width == 0 or roi.height == 0  # all zero means the full sensor
-    width, height = (info.width, info.height) if whole else (roi.width, roi.height)
-    left, top = (0, 0) if whole else (roi.x_offset, roi.y_offset)
-    try:
-        return Intrinsics(
-            fx=matrix[0] / bin_x,
-            fy=matrix[columns + 1] / bin_y,
-            cx=(matrix[2] - left + 0.5) / bin_x - 0.5,
-            cy=(matrix[columns + 2] - top + 0.5) / bin_y - 0.5,
-            width=width // bin_x,
-            height=height // bin_y,
-        )
-    except ValueError as error:
-        raise BadCameraInfoError(f"camera_info cannot be used ({name} matrix): {error}") from None
+    calibration = calibration_of(info, rectified=rectified)
+    return None if calibration is None else calibration.intrinsics
 
 
 @dataclasses.dataclass(frozen=True)

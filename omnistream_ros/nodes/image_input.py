@@ -20,7 +20,6 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, Image
 
 from omnistream_ros.nodes.image_checks import (
-    BadCameraInfoError,
     BadImageError,
     Drop,
     Source,
@@ -29,6 +28,7 @@ from omnistream_ros.nodes.image_checks import (
     intrinsics_of,
 )
 from omnistream_ros.nodes.statistics import StreamStatistics
+from omnistream_ros.stream.calibration import CalibrationError
 from omnistream_ros.stream.frame import Intrinsics
 
 # A message about the same kind of fault comes at most this often; the counts never miss one.
@@ -178,7 +178,7 @@ class ImageInput:
     def _on_camera_info(self, info: CameraInfo) -> None:
         try:
             camera = intrinsics_of(info, rectified=self._settings().rectified)
-        except BadCameraInfoError as error:
+        except CalibrationError as error:
             # The last good one, if there was one, stays in force.
             count = self._statistics.camera_info_refused()
             self._complain("camera_info", str(error), count)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from omnistream_ros.evaluation.ros_images import (
-    ImageMessageError,
     compressed_depth,
     compressed_rgb,
     depth_image,
     rgb_image,
 )
+from omnistream_ros.stream.image_encodings import ImageError
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 SMOOTH = np.stack(np.meshgrid(np.arange(40, 200, 10), np.arange(40, 160, 10)), -1).astype(np.uint8)
@@ -114,20 +114,20 @@ def test_depth_units_and_unknowns() -> None:
     depth = depth_image(bags.image(0, metres, "32FC1"))
     assert np.isnan(depth[0, :4]).all()
     assert depth[0, 4] == 2.5
-    with pytest.raises(ImageMessageError, match="not depth"):
+    with pytest.raises(ImageError, match="not depth"):
         depth_image(bags.image(0, RGB, "rgb8"))
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"encoding": "zebra8"}, "unknown image encoding 'zebra8'"),
-        ({"encoding": "32FC3"}, "too small"),
-        ({"encoding": ""}, "unknown image encoding"),
-        ({"height": 0}, "no pixels"),
-        ({"width": 0}, "no pixels"),
-        ({"step": 10}, "step 10 is too small"),
-        ({"height": 7}, "need 168"),
+        ({"encoding": "zebra8"}, "encoding 'zebra8' cannot be read"),
+        ({"encoding": "32FC3"}, "cannot be read"),
+        ({"encoding": ""}, "cannot be read"),
+        ({"height": 0}, "8x0 pixels"),
+        ({"width": 0}, "0x6 pixels"),
+        ({"step": 10}, "step is 10 bytes but a row"),
+        ({"height": 7}, "take 168"),
         ({"data": np.zeros(0, np.uint8)}, "data has 0 bytes"),
     ],
 )
@@ -135,12 +135,12 @@ def test_messages_that_contradict_themselves(change: dict, words: str) -> None:
     message = bags.image(0, RGB, "rgb8")
     for name, value in change.items():
         setattr(message, name, value)
-    with pytest.raises(ImageMessageError, match=words):
+    with pytest.raises(ImageError, match=words):
         rgb_image(message)
 
 
 def test_float_images_are_not_colours() -> None:
-    with pytest.raises(ImageMessageError, match="not a colour"):
+    with pytest.raises(ImageError, match="cannot be read"):
         rgb_image(bags.image(0, np.ones((4, 4), np.float32), "32FC1"))
 
 
@@ -157,7 +157,7 @@ def test_compressed_images() -> None:
     for data in (np.zeros(0, np.uint8), np.arange(50, dtype=np.uint8)):
         broken = bags.compressed(0, RGB)
         broken.data = data
-        with pytest.raises(ImageMessageError, match="cannot be decoded"):
+        with pytest.raises(ImageError, match="cannot be decoded"):
             compressed_rgb(broken)
 
 
@@ -188,6 +188,3 @@ def test_compressed_depth() -> None:
     depth = compressed_depth(message)
     assert np.isnan(depth[0, 0])
     assert depth[0, 1:] == pytest.approx(metres[0], rel=2e-3)
-    message.format = "32FC1; compressedDepth rvl"
-    with pytest.raises(ImageMessageError, match="not supported"):
-        compressed_depth(message)

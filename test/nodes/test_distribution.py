@@ -14,8 +14,8 @@ from sensor_msgs.msg import Image, PointField
 from std_msgs.msg import Header
 
 from omnistream_ros.nodes import distribution
-from omnistream_ros.nodes.image_encodings import ENCODINGS
 from omnistream_ros.stream.geometry import rigid, rotation_from_vector
+from omnistream_ros.stream.image_encodings import ENCODINGS
 
 RNG = np.random.default_rng(2)
 MOTION = rigid(rotation_from_vector(np.array([0.5, -2.0, 1.0])), np.array([1.0, 2.0, 3.0]))

@@ -15,14 +15,14 @@ from sensor_msgs.msg import Image
 
 from omnistream_ros.nodes.distribution import message_to_rgb8
 from omnistream_ros.nodes.image_checks import (
-    BadCameraInfoError,
     BadImageError,
     Source,
     SourceGate,
     check_image,
     intrinsics_of,
 )
-from omnistream_ros.nodes.image_encodings import ENCODINGS
+from omnistream_ros.stream.calibration import CalibrationError
+from omnistream_ros.stream.image_encodings import ENCODINGS
 
 HEIGHT, WIDTH = 6, 10
 RNG = np.random.default_rng(1)
@@ -185,11 +185,11 @@ def test_uncalibrated_camera_is_unknown_and_nonsense_is_refused() -> None:
     assert intrinsics_of(info, rectified=False) is None
     info = camera_info()
     info.k[4] = -1.0
-    with pytest.raises(BadCameraInfoError, match="fy must be positive"):
+    with pytest.raises(CalibrationError, match="fy must be positive"):
         intrinsics_of(info, rectified=False)
     info = camera_info()
     info.d[1] = float("nan")
-    with pytest.raises(BadCameraInfoError, match="not finite"):
+    with pytest.raises(CalibrationError, match="not finite"):
         intrinsics_of(info, rectified=False)
 
 

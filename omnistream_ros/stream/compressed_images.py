@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compressed images and depth, as image_transport puts them into ``CompressedImage`` messages."""
+
+from __future__ import annotations
+
+import struct
+
+import cv2
+import numpy as np
+
+from omnistream_ros.stream.depth_encodings import metres
+from omnistream_ros.stream.image_encodings import Fault, ImageError
+from omnistream_ros.stream.rvl import decode_rvl
+
+#: int32 kind, float32 A, float32 B, in front of the picture.
+_DEPTH_HEADER = struct.Struct("<iff")
+_RVL_SIZE = struct.Struct("<II")  # columns, rows
+#: RVL takes half a byte per run at least; what claims more pixels for its bytes is broken.
+_MOST_PIXELS_PER_BYTE = 50_000
+
+
+def decode_rgb(data: bytes, what: str) -> np.ndarray:
+    """RGB pixels (H, W, 3) uint8 of an image file's bytes (JPEG, PNG, WebP ...).
+
+    Raises:
+        ImageError: the bytes are not an image; ``what`` is named in the message.
+    """
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    if pixels is None:
+        raise ImageError(Fault.BROKEN_DATA, f"{what} cannot be decoded ({len(data)} bytes)")
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def decode_depth(data: bytes, message_format: str) -> np.ndarray:
+    """Depth (H, W) float32 metres, NaN unknown, as compressed_depth_image_transport writes it.
+
+    A header and then a PNG, or for RVL the size and the stream. 16UC1 is stored as it is, 32FC1 as
+    a 16-bit inverse depth: depth = A / (value - B), 0 for unknown. A format without
+    ``compressedDepth`` is a bare 16-bit PNG in millimetres.
+
+    Raises:
+        ImageError: broken data.
+    """
+    inverse = None
+    if "compressedDepth" in message_format:
+        if len(data) <= _DEPTH_HEADER.size:
+            raise _broken(message_format, f"{len(data)} bytes are too few")
+        _, a, b = _DEPTH_HEADER.unpack_from(data)
+        if message_format.split(";")[0].strip() == "32FC1":
+            inverse = (a, b)
+        data = data[_DEPTH_HEADER.size :]
+    if "rvl" in message_format.lower():
+        pixels = _rvl(data, message_format)
+    else:
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if decoded is None or decoded.ndim != 2:
+            raise _broken(message_format, "not a PNG of one channel")
+        pixels = decoded
+    if inverse is None:
+        return metres(pixels)
+    with np.errstate(divide="ignore"):
+        depth = np.float32(inverse[0]) / (pixels.astype(np.float32) - np.float32(inverse[1]))
+    depth[(pixels == 0) | ~np.isfinite(depth) | (depth <= 0)] = np.nan
+    return depth
+
+
+def _rvl(data: bytes, message_format: str) -> np.ndarray:
+    if len(data) < _RVL_SIZE.size:
+        raise _broken(message_format, "no size in front of the RVL stream")
+    columns, rows = _RVL_SIZE.unpack_from(data)
+    stream = data[_RVL_SIZE.size :]
+    if not 0 < columns * rows <= _MOST_PIXELS_PER_BYTE * max(len(stream), 1):
+        raise _broken(message_format, f"{len(stream)} bytes cannot hold {columns}x{rows} pixels")
+    try:
+        return decode_rvl(stream, columns * rows).reshape(rows, columns)
+    except ValueError as error:
+        raise _broken(message_format, str(error)) from None
+
+
+def _broken(message_format: str, why: str) -> ImageError:
+    return ImageError(
+        Fault.BROKEN_DATA,
+        f"compressed depth of format {message_format!r} cannot be decoded: {why}",
+    )

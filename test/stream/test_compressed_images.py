@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compressed depth: RVL against an encoder written number by number after the paper."""
+
+from __future__ import annotations
+
+import struct
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from omnistream_ros.stream.compressed_images import decode_depth, decode_rgb
+from omnistream_ros.stream.image_encodings import Fault, ImageError
+from omnistream_ros.stream.rvl import decode_rvl
+
+HEADER = struct.pack("<iff", 0, 0.0, 0.0)
+
+
+def encode_rvl(values: list[int]) -> bytes:
+    nibbles: list[int] = []
+
+    def write(number: int) -> None:
+        while True:
+            low, number = number & 7, number >> 3
+            nibbles.append(low | (8 if number else 0))
+            if not number:
+                return
+
+    at = previous = 0
+    while at < len(values):
+        start = at
+        while at < len(values) and values[at] == 0:
+            at += 1
+        write(at - start)
+        end = at
+        while end < len(values) and values[end] != 0:
+            end += 1
+        write(end - at)
+        for value in values[at:end]:
+            change = value - previous
+            write(2 * change if change >= 0 else -2 * change - 1)
+            previous = value
+        at = end
+    nibbles += [0] * (-len(nibbles) % 8)
+    words = [
+        int("".join(f"{n:x}" for n in nibbles[i : i + 8]), 16) for i in range(0, len(nibbles), 8)
+    ]
+    return struct.pack(f"<{len(words)}I", *words)
+
+
+def test_known_stream() -> None:
+    # No zeros, five values: 1, 1, 2, 3, 5; differences 1, 0, 1, 1, 2 are 2, 0, 2, 2, 4 in zigzag.
+    stream = struct.pack("<I", 0x05202240)
+    assert decode_rvl(stream, 5).tolist() == [1, 1, 2, 3, 5]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 40), st.lists(st.integers(1, 65535), max_size=12)), min_size=1
+    )
+)
+def test_what_was_encoded_comes_back(runs: list[tuple[int, list[int]]]) -> None:
+    values = [value for zeros, block in runs for value in [0] * zeros + block]
+    if values:
+        assert decode_rvl(encode_rvl(values), len(values)).tolist() == values
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=80), st.integers(1, 2000))
+def test_any_bytes_give_that_many_pixels_or_an_error(data: bytes, pixels: int) -> None:
+    try:
+        decoded = decode_rvl(data, pixels)
+    except ValueError:
+        return
+    assert (decoded.shape, decoded.dtype) == ((pixels,), np.uint16)
+
+
+def test_depth_by_rvl() -> None:
+    stored = np.zeros((30, 40), np.uint16)
+    stored[5:25, 3:33] = np.random.default_rng(0).integers(300, 9000, (20, 30))
+    stream = encode_rvl(stored.reshape(-1).tolist())
+    data = HEADER + struct.pack("<II", 40, 30) + stream
+    depth = decode_depth(data, "16UC1; compressedDepth rvl")
+    assert np.array_equal(np.isnan(depth), stored == 0)
+    assert np.nan_to_num(depth) == pytest.approx(stored / 1000.0, abs=1e-4)
+    header = struct.pack("<iff", 0, 1000.0, -10.0)
+    inverse = decode_depth(header + data[12:], "32FC1; compressedDepth rvl")
+    assert np.array_equal(np.isnan(inverse), stored == 0)
+    known = stored > 0
+    assert inverse[known] == pytest.approx(1000.0 / (stored[known] + 10.0), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "0 bytes are too few"),
+        (HEADER, "12 bytes are too few"),
+        (HEADER + b"abc", "no size"),
+        (HEADER + struct.pack("<II", 0, 30) + b"abcd", "cannot hold 0x30"),
+        (HEADER + struct.pack("<II", 2**31, 2**31) + b"abcd", "cannot hold"),
+        (HEADER + struct.pack("<II", 4, 4), "ends after 0 of 16"),
+        (HEADER + struct.pack("<II", 4, 4) + b"\xff" * 8, "RVL stream"),
+    ],
+)
+def test_broken_rvl(data: bytes, words: str) -> None:
+    with pytest.raises(ImageError, match=words) as caught:
+        decode_depth(data, "16UC1; compressedDepth rvl")
+    assert caught.value.fault is Fault.BROKEN_DATA
+
+
+def test_colour_png_is_no_depth_and_garbage_no_image() -> None:
+    png = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()
+    with pytest.raises(ImageError, match="one channel"):
+        decode_depth(HEADER + png, "16UC1; compressedDepth png")
+    with pytest.raises(ImageError, match="the thing cannot be decoded"):
+        decode_rgb(b"junk", "the thing")
