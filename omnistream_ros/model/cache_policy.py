@@ -8,6 +8,8 @@ what it plans, `cache_storage` holds the numbers. Three policies:
     Window            the first frames (sink) and the most recent ones (window)
     WindowMemory      the same, and between them keyframes in reduced resolution
 
+`make_policy` makes one from a name and numbers, as they stand in a configuration.
+
 Memory is divided into slots of one frame each. Frame f of an epoch is written into
 
     slot f                              while f < sink
@@ -100,6 +102,7 @@ class Policy(Protocol):
 
     Attributes:
         sink: the first slots, whose frames may be moved in time.
+        window: the slots after it.
         slots: frames that are kept at full resolution, at most.
         entries: keyframes that are kept in reduced resolution, at most.
         cell: patches along each side of a square of which a keyframe keeps one.
@@ -108,6 +111,9 @@ class Policy(Protocol):
 
     @property
     def sink(self) -> int: ...
+
+    @property
+    def window(self) -> int: ...
 
     @property
     def slots(self) -> int: ...
@@ -184,37 +190,36 @@ class Window:
 
 @dataclass(frozen=True)
 class Full:
-    """Every frame of the epoch, up to `frames`; then a stream must begin a new epoch.
+    """Every frame of the epoch, up to `window`; then a stream must begin a new epoch.
 
     Attributes:
-        frames: how many fit.
+        window: how many fit.
 
     Raises:
         ValueError: impossible sizes.
     """
 
-    frames: int = 64
+    window: int = 64
 
     sink = 0
     entries = 0
     cell = 1
 
     def __post_init__(self) -> None:
-        if self.frames < 1:
-            raise ValueError(f"a cache of {self.frames} frames: it must hold at least 1")
+        _check_sizes(0, self.window)
 
     @property
     def slots(self) -> int:
-        return self.frames
+        return self.window
 
     @property
     def limit(self) -> float:
-        return self.frames
+        return self.window
 
     def plan(self, state: StreamState) -> Plan:
-        if state.frames_seen >= self.frames:
+        if state.frames_seen >= self.window:
             raise ValueError(
-                f"the cache keeps every frame and holds {self.frames}: it is full. Reset it, "
+                f"the cache keeps every frame and holds {self.window}: it is full. Reset it, "
                 "allocate a longer one, or keep a window"
             )
         return Plan(state.frames_seen, state.frames_seen + 1)
@@ -288,6 +293,24 @@ class WindowMemory:
         nearest = distance.topk(2, largest=False).values[:, 1]
         entry = a if nearest[a] <= nearest[b] else b
         return None if entry == self.entries else entry
+
+
+POLICIES = ("window", "full", "window+memory")
+
+
+def make_policy(name: str, *, sink: int, window: int, keyframes: int, cell: int) -> Policy:
+    """A policy by its name in `POLICIES`; each takes of the numbers what it has a use for.
+
+    Raises:
+        ValueError: an unknown name, or numbers that this policy cannot have.
+    """
+    if name == "window":
+        return Window(sink, window)
+    if name == "full":
+        return Full(window)
+    if name == "window+memory":
+        return WindowMemory(sink, window, keyframes, cell)
+    raise ValueError(f"unknown memory policy {name!r}; known: {', '.join(POLICIES)}")
 
 
 def _check_sizes(sink: int, window: int) -> None:

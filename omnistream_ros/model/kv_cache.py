@@ -22,7 +22,7 @@ to each, and all patches of a frame share their time, so the mean can be moved i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -148,17 +148,19 @@ class KVCache:
         )
 
     @staticmethod
-    def window_within(
+    def fit(
+        policy: Policy,
         megabytes: float,
         config: ModelConfig,
         grid: tuple[int, int],
         *,
-        sink: int = 1,
         batch: int = 1,
         camera_token: bool = True,
         dtype: torch.dtype = torch.float32,
-    ) -> int:
-        """The longest window whose cache fits into a budget of 10^6 bytes times `megabytes`.
+    ) -> Policy:
+        """The same policy with a window that fits into 10^6 bytes times `megabytes`.
+
+        The window is only ever made shorter; the rest of the policy stays.
 
         Raises:
             ValueError: not even a window of one frame fits; says how much it would take.
@@ -168,22 +170,21 @@ class KVCache:
             return KVCache.allocate(
                 config,
                 grid,
-                sink=sink,
-                window=window,
+                policy=replace(policy, window=window),  # type: ignore[type-var]
                 batch=batch,
                 camera_token=camera_token,
                 device="meta",  # where tensors have a size and no memory
                 dtype=dtype,
             ).nbytes
 
-        per_frame = size(2) - size(1)
-        window = 1 + int(megabytes * 1e6 - size(1)) // per_frame
-        if window < 1:
+        longest = 1 + int(megabytes * 1e6 - size(1)) // (size(2) - size(1))
+        if longest < 1:
             raise ValueError(
-                f"a cache of {megabytes} MB cannot hold a sink of {sink} and one frame of "
-                f"{grid[0]}x{grid[1]} patches: that takes {size(1) / 1e6:.1f} MB"
+                f"a cache of {megabytes} MB cannot hold one frame of {grid[0]}x{grid[1]} patches "
+                f"with {replace(policy, window=1)}: that takes {size(1) / 1e6:.1f} MB. Give it "  # type: ignore[type-var]
+                "more, or a smaller sink or fewer keyframes"
             )
-        return window
+        return replace(policy, window=min(policy.window, longest))  # type: ignore[type-var]
 
     @property
     def nbytes(self) -> int:

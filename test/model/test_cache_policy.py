@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -14,7 +15,14 @@ from numpy_backbone import embed_patches, run
 from tiny_models import TINY, lively
 
 from omnistream_ros.model import Backbone, KVCache, ModelConfig
-from omnistream_ros.model.cache_policy import Full, Keyframe, StreamState, Window, WindowMemory
+from omnistream_ros.model.cache_policy import (
+    Full,
+    Keyframe,
+    StreamState,
+    Window,
+    WindowMemory,
+    make_policy,
+)
 from omnistream_ros.model.cache_storage import TensorStorage
 from omnistream_ros.model.kv_cache import _pool
 
@@ -192,6 +200,27 @@ def test_the_full_cache_keeps_everything_and_says_when_it_is_full():
 def test_limits():
     assert Full(7).limit == 7
     assert Window().limit == WindowMemory().limit == math.inf
+
+
+def test_policies_by_name():
+    numbers = {"sink": 2, "window": 5, "keyframes": 7, "cell": 3}
+    assert make_policy("window", **numbers) == Window(2, 5)
+    assert make_policy("full", **numbers) == Full(5)
+    assert make_policy("window+memory", **numbers) == WindowMemory(2, 5, 7, 3)
+    with pytest.raises(ValueError, match=r"window, full, window\+memory"):
+        make_policy("everything", **numbers)
+
+
+@pytest.mark.parametrize("policy", [Window(1, 99), Full(99), WindowMemory(1, 99, 4, 2)], ids=str)
+def test_a_budget_shortens_the_window_and_nothing_else(policy):
+    fitted = KVCache.fit(policy, 0.1, SMALL, (2, 3))
+    assert 1 < fitted.window < 99
+    assert dataclasses.replace(fitted, window=99) == policy
+    size = KVCache.allocate(SMALL, (2, 3), policy=fitted, device="meta").nbytes
+    assert 0.95e5 < size <= 1e5
+    assert KVCache.fit(policy, 10, SMALL, (2, 3)) == policy
+    with pytest.raises(ValueError, match="cannot hold one frame"):
+        KVCache.fit(policy, 0.001, SMALL, (2, 3))
 
 
 @pytest.mark.parametrize(

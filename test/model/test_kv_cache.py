@@ -14,6 +14,7 @@ from numpy_backbone import embed_patches, run, turn
 from tiny_models import TINY, lively
 
 from omnistream_ros.model import NANO, Backbone, KVCache, ModelConfig
+from omnistream_ros.model.cache_policy import Window
 from omnistream_ros.model.rope import TIME_CHANNELS
 
 SMALL = ModelConfig(name="small", width=16, depth=2, heads=2, taps=(0, 0, 1, 1), model_pixels=512)
@@ -248,14 +249,18 @@ def test_a_budget_is_used_and_kept(megabytes, sink, batch, dtype):
         shape = {"sink": sink, "window": window, "batch": batch, "dtype": dtype}
         return KVCache.allocate(NANO, (9, 12), device="meta", **shape).nbytes
 
-    def window() -> int:
-        return KVCache.window_within(megabytes, NANO, (9, 12), sink=sink, batch=batch, dtype=dtype)
+    def window(longest: int = 10**4) -> int:
+        policy = Window(sink, longest)
+        fitted = KVCache.fit(policy, megabytes, NANO, (9, 12), batch=batch, dtype=dtype)
+        assert fitted.sink == sink
+        return fitted.window
 
     if nbytes(1) > megabytes * 1e6:
         with pytest.raises(ValueError, match="MB"):
             window()
     else:
         assert nbytes(window()) <= megabytes * 1e6 < nbytes(window() + 1)
+        assert window(longest=1) == 1
 
 
 @pytest.mark.parametrize("sizes", [{"sink": -1}, {"window": 0}, {"batch": 0}])
