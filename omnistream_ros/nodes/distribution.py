@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The packages that only a ROS distribution carries, or what stands in for them.
 
-``cv_bridge``, ``tf2_ros``, ``tf_transformations`` and ``sensor_msgs_py`` are used where they are
-installed and work; where not, the few lines below do the same. Both give the same result, which
+``cv_bridge``, ``tf2_ros`` and ``tf_transformations`` are used where they are installed and work;
+where not, the few lines below do the same. Both give the same result, which
 ``test/nodes/test_distribution.py`` compares wherever it finds the real ones. Everything else in
 this package asks here and does not know the difference.
 """
@@ -18,8 +18,7 @@ from geometry_msgs.msg import Transform, TransformStamped
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
-from sensor_msgs.msg import Image, PointCloud2, PointField
-from std_msgs.msg import Header
+from sensor_msgs.msg import Image
 from tf2_msgs.msg import TFMessage
 
 from omnistream_ros.stream.geometry import matrix_to_quaternion, quaternion_to_matrix, rigid
@@ -56,7 +55,6 @@ def _installed(name: str) -> ModuleType | None:
 _cv_bridge = _working_cv_bridge()
 _tf2_ros = _installed("tf2_ros")
 _tf_transformations = _installed("tf_transformations")
-_point_cloud2 = _installed("sensor_msgs_py.point_cloud2")
 
 
 def in_use() -> dict[str, bool]:
@@ -65,7 +63,6 @@ def in_use() -> dict[str, bool]:
         "cv_bridge": _cv_bridge is not None,
         "tf2_ros": _tf2_ros is not None,
         "tf_transformations": _tf_transformations is not None,
-        "sensor_msgs_py": _point_cloud2 is not None,
     }
 
 
@@ -152,19 +149,3 @@ def transform_broadcaster(node: Node) -> Broadcaster:
 def destroy_broadcaster(node: Node, broadcaster: Broadcaster) -> None:
     """Take the broadcaster's publisher off the node again."""
     node.destroy_publisher(broadcaster.pub_tf)
-
-
-def point_cloud(header: Header, points: np.ndarray) -> PointCloud2:
-    """An unordered cloud of xyz points (N, 3) float32, fields x, y, z."""
-    points = np.ascontiguousarray(points, np.float32)
-    if _point_cloud2 is not None:
-        return _point_cloud2.create_cloud_xyz32(header, points)
-    fields = [
-        PointField(name=name, offset=4 * i, datatype=PointField.FLOAT32, count=1)
-        for i, name in enumerate("xyz")
-    ]
-    cloud = PointCloud2(header=header, height=1, width=len(points), fields=fields)
-    cloud.point_step, cloud.row_step = 12, 12 * len(points)
-    cloud.is_bigendian, cloud.is_dense = False, False
-    cloud.data = byte_array(points)
-    return cloud

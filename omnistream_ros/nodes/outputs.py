@@ -13,31 +13,32 @@ from typing import Any
 
 import numpy as np
 import torch
-from geometry_msgs.msg import TransformStamped
-from nav_msgs.msg import Odometry
+from geometry_msgs.msg import PoseStamped, TransformStamped
+from nav_msgs.msg import Odometry, Path
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header
 
 from omnistream_ros.msg import FeatureTensor, StreamStatus
+from omnistream_ros.nodes.depth_pictures import colour_depth
 from omnistream_ros.nodes.distribution import (
     Broadcaster,
     byte_array,
     destroy_broadcaster,
     fill_transform,
-    point_cloud,
     transform_broadcaster,
 )
 from omnistream_ros.nodes.feature_messages import KINDS, set_tensor
 from omnistream_ros.nodes.frames import OdometryFrame
 from omnistream_ros.nodes.lifecycle import ManagedNode
+from omnistream_ros.nodes.point_clouds import CloudSettings, cloud_message
 from omnistream_ros.stream.frame import Intrinsics
-from omnistream_ros.stream.geometry import back_project
 from omnistream_ros.stream.result import FeatureKey, Outputs, StreamResult
 
 _QOS_DEPTH = 5
 DEPTH_ENCODINGS = ("32FC1", "16UC1")
+_PATH_STEP = 0.02  # metres between the poses of ~/path
 # Twist is not estimated: a variance so large that nothing fuses the zeros.
 _UNKNOWN_VARIANCE = 1e6
 
@@ -47,8 +48,10 @@ class OutputSettings:
     """The parameters that outputs depend on, as they are for one frame."""
 
     depth_encoding: str
+    cloud: CloudSettings
     publish_tf: bool
     odom_frame: str
+    path_length: int
     features: tuple[FeatureKey, ...]
 
 
@@ -69,6 +72,7 @@ class SourceFacts:
     """What a result does not carry of the image it came from."""
 
     header: Header
+    pixels: np.ndarray  # (H, W, 3) uint8
     camera_info: CameraInfo | None
     rectified: bool
     stream_id: str
@@ -88,13 +92,18 @@ class OutputPublishers:
         except Exception:
             self.destroy()
             raise
+        self._path: list[PoseStamped] = []
+        self._path_end = np.zeros(3)
         self._refused = ""  # last reason not to publish on /tf, told once
 
     def _create_all(self) -> None:
         self.depth = self._create(Image, "~/depth/image")
         self.camera_info = self._create(CameraInfo, "~/depth/camera_info")
+        self.confidence = self._create(Image, "~/depth/confidence")
+        self.picture = self._create(Image, "~/depth/image_color")
         self.points = self._create(PointCloud2, "~/depth/points")
         self.odometry = self._create(Odometry, "~/odometry")
+        self.path = self._create(Path, "~/path")
         self.features = self._create(FeatureTensor, "~/features")
         self.status = self._create(StreamStatus, "~/status")
         self._tf = transform_broadcaster(self._node)
@@ -121,8 +130,9 @@ class OutputPublishers:
         """What has a subscriber now."""
         tf_heard = settings.publish_tf and self._tf_subscribers() > 0
         return Outputs(
-            depth=self._model.has_depth and (_heard(self.depth) or _heard(self.points)),
-            pose=self._model.has_pose and (_heard(self.odometry) or tf_heard),
+            depth=self._model.has_depth
+            and any(map(_heard, (self.depth, self.confidence, self.picture, self.points))),
+            pose=self._model.has_pose and (_heard(self.odometry) or _heard(self.path) or tf_heard),
             features=settings.features if _heard(self.features) else (),
         )
 
@@ -150,9 +160,15 @@ class OutputPublishers:
         if _heard(self.depth):
             self.depth.publish(depth_image(result.depth, settings.depth_encoding, source.header))
         if _heard(self.points):
-            points = back_project(result.depth, result.intrinsics)  # (3, H, W)
-            points = points.flatten(1).T[torch.isfinite(result.depth).flatten()]
-            self.points.publish(point_cloud(source.header, points.cpu().numpy()))
+            self.points.publish(cloud_message(source.header, result, source.pixels, settings.cloud))
+        if _heard(self.confidence):
+            assert result.confidence is not None
+            self.confidence.publish(
+                image_message(result.confidence.cpu().numpy(), "32FC1", source.header)
+            )
+        if _heard(self.picture):
+            picture = colour_depth(result.depth.cpu().numpy())
+            self.picture.publish(image_message(picture, "bgr8", source.header))
 
     def _publish_pose(
         self,
@@ -172,6 +188,8 @@ class OutputPublishers:
                 odometry.pose.covariance = placement.covariance.reshape(-1)
             odometry.twist.covariance = _UNKNOWN_VARIANCE * np.eye(6).reshape(-1)
             self.odometry.publish(odometry)
+        if placement.settled:
+            self._publish_path(header, placement.motion, settings.path_length)
         if not settings.publish_tf or not placement.settled:
             return
         if placement.tf_refused:
@@ -184,6 +202,19 @@ class OutputPublishers:
         fill_transform(placement.motion, message.transform.translation, message.transform.rotation)
         assert self._tf is not None
         self._tf.sendTransform(message)
+
+    def _publish_path(self, header: Header, motion: np.ndarray, length: int) -> None:
+        """Add the pose where it has moved on, forget the oldest beyond ``length``, publish."""
+        here = motion[:3, 3]
+        if self._path and np.linalg.norm(here - self._path_end) < _PATH_STEP:
+            return
+        self._path_end = here
+        pose = PoseStamped(header=header)
+        fill_transform(motion, pose.pose.position, pose.pose.orientation)
+        self._path.append(pose)
+        del self._path[:-length]
+        if _heard(self.path):
+            self.path.publish(Path(header=header, poses=self._path))
 
     def _tf_subscribers(self) -> int:
         """Subscribers of /tf other than this node, which listens for second parents."""
@@ -209,10 +240,15 @@ def depth_image(depth: torch.Tensor, encoding: str, header: Header) -> Image:
         known &= millimetres <= 65535.0
         # torch's uint16 has few operations; the bits of int32 below 65536 are the same.
         values = millimetres.masked_fill(~known, 0.0).int().cpu().numpy().astype(np.uint16)
-    height, width = depth.shape
+    return image_message(values, encoding, header)
+
+
+def image_message(values: np.ndarray, encoding: str, header: Header) -> Image:
+    """Pixels (H, W) or (H, W, C), contiguous, as a message of the encoding that fits them."""
+    height, width = values.shape[:2]
     image = Image(header=header, height=height, width=width, encoding=encoding)
     image.is_bigendian = 0
-    image.step = width * values.itemsize
+    image.step = values.nbytes // height
     image.data = byte_array(values)
     return image
 

@@ -30,6 +30,7 @@ from omnistream_ros.nodes.lifecycle import ManagedNode, TransitionRefusedError
 from omnistream_ros.nodes.outputs import ModelFacts, OutputPublishers, OutputSettings
 from omnistream_ros.nodes.parameters import ParameterSet
 from omnistream_ros.nodes.perception_parameters import PerceptionParameters
+from omnistream_ros.nodes.point_clouds import CloudSettings
 from omnistream_ros.nodes.process import run
 from omnistream_ros.nodes.statistics import StreamStatistics
 from omnistream_ros.nodes.worker import StreamWorker
@@ -246,8 +247,15 @@ class PerceptionNode(ManagedNode):
         wish = self.parameters
         return OutputSettings(
             depth_encoding=wish.depth_encoding,
+            cloud=CloudSettings(
+                stride=wish.points_stride,
+                max_range=wish.points_max_range,
+                min_confidence=wish.points_min_confidence,
+                organized=wish.points_organized,
+            ),
             publish_tf=wish.publish_tf,
             odom_frame=wish.odom_frame,
+            path_length=wish.path_length,
             features=wish.feature_keys,
         )
 

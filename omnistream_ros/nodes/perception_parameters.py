@@ -161,6 +161,39 @@ class PerceptionParameters:
         choices=DEPTH_ENCODINGS,
         change=Change.ANY_TIME,
     )
+    points_stride: int = option(
+        1,
+        "Every n-th pixel in both directions becomes a point of ~/depth/points.",
+        low=1,
+        high=64,
+        change=Change.ANY_TIME,
+    )
+    points_max_range: float = option(
+        100.0,
+        "Metres along the optical axis up to which there are points.",
+        low=0.1,
+        high=1000.0,
+        change=Change.ANY_TIME,
+    )
+    points_min_confidence: float = option(
+        1.0,
+        "Confidence of the network, from 1, that a point must have.",
+        low=1.0,
+        high=1000000.0,
+        change=Change.ANY_TIME,
+    )
+    points_organized: bool = option(
+        False,
+        "Keep the shape of the image in ~/depth/points, NaN where a point is left out.",
+        change=Change.ANY_TIME,
+    )
+    path_length: int = option(
+        1000,
+        "Poses on ~/path at most, one every 2 cm; the oldest are forgotten.",
+        low=1,
+        high=100000,
+        change=Change.ANY_TIME,
+    )
     camera_info_timeout: float = option(
         1.0,
         "Seconds that the first image waits for its camera_info.",

@@ -112,6 +112,7 @@ class StreamWorker:
         self._remember(image, result)
         source = SourceFacts(
             header=image.message.header,
+            pixels=pixels,
             camera_info=image.camera_info,
             rectified=self._rectified,
             stream_id=self._stream_id,

@@ -10,8 +10,7 @@ import types
 import numpy as np
 import pytest
 from geometry_msgs.msg import Transform
-from sensor_msgs.msg import Image, PointField
-from std_msgs.msg import Header
+from sensor_msgs.msg import Image
 
 from omnistream_ros.nodes import distribution
 from omnistream_ros.stream.geometry import rigid, rotation_from_vector
@@ -60,13 +59,6 @@ def test_tf_transformations(without) -> None:
     np.testing.assert_allclose(other.rotation.w, message.rotation.w, atol=1e-12)
 
 
-def test_sensor_msgs_py(without) -> None:
-    points = RNG.normal(size=(7, 3)).astype(np.float32)
-    installed = distribution.point_cloud(Header(frame_id="camera"), points)
-    without("point_cloud2")
-    assert distribution.point_cloud(Header(frame_id="camera"), points) == installed
-
-
 def test_stand_in_of_tf_transformations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distribution, "_tf_transformations", None)
     message = Transform()
@@ -75,19 +67,6 @@ def test_stand_in_of_tf_transformations(monkeypatch: pytest.MonkeyPatch) -> None
     message.translation.x = float("nan")
     with pytest.raises(ValueError, match="finite"):
         distribution.motion_from_transform(message)
-
-
-def test_stand_in_of_sensor_msgs_py(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distribution, "_point_cloud2", None)
-    points = RNG.normal(size=(7, 3))
-    cloud = distribution.point_cloud(Header(frame_id="camera"), points)
-    assert [(f.name, f.offset, f.datatype) for f in cloud.fields] == [
-        (name, offset, PointField.FLOAT32) for name, offset in (("x", 0), ("y", 4), ("z", 8))
-    ]
-    assert (cloud.height, cloud.width, cloud.point_step, cloud.row_step) == (1, 7, 12, 84)
-    np.testing.assert_array_equal(
-        np.frombuffer(cloud.data, "<f4").reshape(7, 3), points.astype(np.float32)
-    )
 
 
 @pytest.mark.parametrize("fault", ["raises", "converts wrongly"])

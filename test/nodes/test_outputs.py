@@ -38,7 +38,9 @@ def test_depth_of_a_rectified_image_has_no_distortion() -> None:
     camera = Intrinsics(30.0, 31.0, 15.5, 11.5, 32, 24)
 
     def info_of(rectified: bool, known: bool = True):
-        source = SourceFacts(Header(), given if known else None, rectified, "stream", 0)
+        source = SourceFacts(
+            Header(), np.zeros((48, 64, 3), np.uint8), given if known else None, rectified, "s", 0
+        )
         return depth_camera_info(camera, source)
 
     info = info_of(rectified=False)
