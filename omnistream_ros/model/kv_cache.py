@@ -85,7 +85,11 @@ class KVCache:
         self.tokens_per_keyframe = len(counts)  # n
         self.streams = [StreamState() for _ in range(batch)]
         self._first_keyframe = policy.slots * self.tokens_per_frame
-        alone = torch.ones(self._first_keyframe)
+        stands_for = None
+        if policy.entries:
+            stands_for = torch.cat(
+                (torch.ones(self._first_keyframe), counts.repeat(policy.entries))
+            )
         self.storage = storage(
             config.depth,
             batch,
@@ -94,7 +98,7 @@ class KVCache:
             self.head_dim,
             device=device,
             dtype=dtype,
-            counts=torch.cat((alone, counts.repeat(policy.entries))) if policy.entries else None,
+            counts=stands_for,
         )
 
         def time_channels(tokens: int) -> Tensor:
