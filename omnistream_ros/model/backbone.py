@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnistream_ros.model.cache_policy import Policy
+from omnistream_ros.model.cache_storage import TensorStorage
 from omnistream_ros.model.config import REGISTER_TOKENS, ModelConfig
-from omnistream_ros.model.kv_cache import KVCache
+from omnistream_ros.model.kv_cache import KVCache, StorageFactory
 from omnistream_ros.model.layers import Block, LayerNorm, Memory
 from omnistream_ros.model.patch_embed import make_patch_embed
 from omnistream_ros.model.rope import Rotation, frame_rotation
@@ -99,6 +100,7 @@ class Backbone(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.storage: StorageFactory = TensorStorage  # of the caches for this backbone
         D = config.width
         self.patch_embed = make_patch_embed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, D))
@@ -125,8 +127,15 @@ class Backbone(nn.Module):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The type of the matrix products, and so of a cache's keys and values."""
+        """The type of the convolutions, and so of the pixels that come in."""
         return self.patch_embed.proj.weight.dtype
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """The type of the blocks' matrix products, and so of a cache's keys and values."""
+        block = self.blocks[0]
+        assert isinstance(block.dtype, torch.dtype)
+        return block.dtype
 
     @property
     def residual_dtype(self) -> torch.dtype:
@@ -162,7 +171,8 @@ class Backbone(nn.Module):
             batch=batch,
             camera_token=camera_token,
             device=self.device,
-            dtype=self.compute_dtype,
+            dtype=self.cache_dtype,
+            storage=self.storage,
         )
 
     def forward_clip(

@@ -88,6 +88,11 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.ls2 = LayerScale(width)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the matrix products, and so of keys and values."""
+        return self.attn.qkv.weight.dtype
+
     def forward(self, x: Tensor, rotation: Rotation, memory: Memory, layer: int) -> Tensor:
         """x (B, M, D) float32; M tokens of one frame, or of all frames of a clip."""
         x = x + self.ls1(self.attn(self.norm1(x), rotation, memory, layer))
