@@ -127,11 +127,23 @@ def _declare_train(commands: Any) -> None:
     command.add_argument(
         "--window", type=int, default=16, help="of that cache (default: %(default)s)"
     )
+    for name, summary in (
+        ("distillation", "DINO and iBOT against the moving average"),
+        ("temporal", "predict the moving average's tokens of what is withheld and of the future"),
+        ("feature-teacher", "predict the features of the pretrained trunk"),
+        ("language", "captions, classes and names of what is seen"),
+        ("step-motion", "pose between neighbouring frames"),
+    ):
+        command.add_argument(
+            f"--{name}", type=float, default=0.0, metavar="WEIGHT", help=f"{summary} (default: off)"
+        )
 
 
 def _run_train(options: argparse.Namespace) -> None:
     import torch
 
+    from omnistream_ros.training.losses import LossWeights
+    from omnistream_ros.training.objectives import ObjectiveWeights
     from omnistream_ros.training.train import TrainSettings, train
 
     if options.threads:
@@ -150,6 +162,15 @@ def _run_train(options: argparse.Namespace) -> None:
         bfloat16=options.bfloat16,
         stream_frames=options.stream_frames,
         context=(1, options.window),
+        weights=LossWeights(
+            step_translation=options.step_motion, step_rotation=options.step_motion
+        ),
+        objectives=ObjectiveWeights(
+            distillation=options.distillation,
+            temporal=options.temporal,
+            teacher=options.feature_teacher,
+            language=options.language,
+        ),
     )
     train(options.model, settings)
 

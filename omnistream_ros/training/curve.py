@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from omnistream_ros.training.held_out import HeldOutScore
+from omnistream_ros.training.objectives import TERMS as OBJECTIVE_TERMS
 
 _TERMS = [
     "loss",
@@ -20,6 +21,9 @@ _TERMS = [
     "translation",
     "rotation",
     "field_of_view",
+    "step_translation",
+    "step_rotation",
+    *OBJECTIVE_TERMS,
 ]
 _COLUMNS = ["step", "frames", "seconds", "gradient_norm", *_TERMS]
 _SCORE_COLUMNS = ["step", "abs_rel", "abs_rel_scaled", "delta_1", "delta_1_scaled"]
@@ -93,6 +97,8 @@ def draw_curve(losses: Path, scores: Path, picture: Path) -> None:
     window = max(1, len(rows) // 60)
     for name in _TERMS:
         points = [(frames_at[r["step"]], float(r[name])) for r in rows if r[name]]
+        if not points:
+            continue
         chunks = [points[i : i + window] for i in range(0, len(points), window)]
         terms.plot(
             [fmean(x for x, _ in c) for c in chunks],

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from torch import Tensor
 from omnistream_ros.model import PIXEL_MEAN, PIXEL_STD
 from omnistream_ros.stream.geometry import quaternion_to_matrix
 from omnistream_ros.training.augment import AugmentSettings, augment
+from omnistream_ros.training.words import Words, describe
 
 VALIDATION_PERIOD = 50  # rendered clips whose number is a multiple of this are never trained on
 #: Metres at which depth counts as unknown. The renderer puts the view from a window at 60 m; taken
@@ -62,12 +63,14 @@ class Clip:
 @dataclass(frozen=True)
 class Batch:
     """Clips of one length: pixels (B, T, 3, H, W) normalised, depth (B, T, H, W) metres with NaN
-    for unknown, poses (B, T, 4, 4) relative to the first frame, intrinsics (B, T, 4) in pixels."""
+    for unknown, poses (B, T, 4, 4) relative to the first frame, intrinsics (B, T, 4) in pixels;
+    words, where asked for, of each clip that knows what it shows."""
 
     pixels: Tensor
     depth: Tensor
     poses: Tensor
     intrinsics: Tensor
+    words: list[Words | None] | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """The batch by name, for saving."""
@@ -166,7 +169,8 @@ class ClipSampler:
     Every step holds about `frames_per_step` frames as clips of one length drawn from `lengths`:
     many short clips show many rooms, some long ones teach the use of the past. A clip comes from
     `recorded` with the probability `recorded_share`, else from `folder`. With `to_and_fro` takes
-    are walked forwards and backwards until they are long enough. `names` is the list of training
+    are walked forwards and backwards until they are long enough, with `described` batches carry
+    words. `names` is the list of training
     clips and part of the resumable state; it grows while rendering goes on.
     """
 
@@ -181,8 +185,10 @@ class ClipSampler:
         recorded: Path | None = None,
         recorded_share: float = 0.0,
         to_and_fro: bool = False,
+        described: bool = False,
     ) -> None:
         self.folder = folder
+        self.described = described
         self.to_and_fro = to_and_fro
         self.recorded = recorded
         self.recorded_share = recorded_share if recorded is not None else 0.0
@@ -235,12 +241,13 @@ class ClipSampler:
         numbers = range(share * count, (share + 1) * count)
         assert 0 <= share < shares
         names = list(self.names)
-        clips = [
+        drawn = [
             self._draw(np.random.default_rng((self.seed, step, number)), names, length, size)
             for number in numbers
         ]
         self.leave_out(self.refused)
-        return collate(clips)
+        batch = collate([clip for clip, _ in drawn])
+        return replace(batch, words=[words for _, words in drawn]) if self.described else batch
 
     def leave_out(self, refused: dict[str, str]) -> None:
         """Takes clips out of the training; each with the reason.
@@ -260,15 +267,23 @@ class ClipSampler:
         rendered: list[str],
         length: int,
         size: tuple[int, int] | None,
-    ) -> Clip:
+    ) -> tuple[Clip, Words | None]:
         recorded = rng.random() < self.recorded_share
         choose = walk_to_and_fro if self.to_and_fro else choose_frames
         for _ in range(_DRAWS):
             names = self.recorded_names if recorded else rendered
             name = names[int(rng.integers(len(names)))]
             folder = self.recorded if recorded and self.recorded is not None else self.folder
+            take = 0
+
+            def wanted(bounds: NDArray[np.int64]) -> NDArray[np.int64]:
+                nonlocal take
+                indices = choose(rng, bounds, length)
+                take = int(np.searchsorted(bounds, indices[0], side="right")) - 1
+                return indices
+
             try:
-                clip = read_clip(folder / name, lambda bounds: choose(rng, bounds, length))
+                clip = read_clip(folder / name, wanted)
             except TooShortError:
                 continue
             except ClipError as error:
@@ -278,7 +293,10 @@ class ClipSampler:
                 if all(other in self.refused for other in rendered):
                     raise ClipError(f"no readable clip is left; the last: {error}") from error
                 continue
-            return augment(clip, rng, self.settings, size)
+            words = None
+            if self.described:
+                words = describe(folder / name, take, clip, rng, self.settings, size)
+            return augment(clip, rng, self.settings, size), words
         raise ClipError(
             f"{_DRAWS} clips drawn, none with a take of {length} frames: render longer ones or "
             "train on shorter ones"

@@ -33,6 +33,8 @@ class LossWeights:
     translation: float = 0.5
     rotation: float = 0.5
     field_of_view: float = 0.5
+    step_translation: float = 0.0  # between neighbouring frames
+    step_rotation: float = 0.0
 
 
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
@@ -194,6 +196,43 @@ def camera_losses(
     }
 
 
+def step_losses(camera: CameraPrediction, poses: Tensor) -> dict[str, Tensor]:
+    """L1 of the motion between neighbouring frames, as the predicted poses imply it.
+
+    Translation in the earlier camera (metres) and quaternion up to sign; a pose that drifts slowly
+    is good here, one that trembles is not. Zero for clips of one frame.
+    """
+    if poses.shape[1] == 1:
+        zero = camera.translation.sum() * 0
+        return {"step_translation": zero, "step_rotation": zero}
+    rotation, translation = poses[..., :3, :3], poses[..., :3, 3]
+    back = rotation[:, :-1].transpose(-1, -2)
+    true_step = (back @ (translation[:, 1:] - translation[:, :-1]).unsqueeze(-1)).squeeze(-1)
+    true_turn = quaternion_from_matrix(back @ rotation[:, 1:])
+    inverse = camera.quaternion[:, :-1] * camera.quaternion.new_tensor([-1.0, -1, -1, 1])
+    step = _turned(inverse, camera.translation[:, 1:] - camera.translation[:, :-1])
+    turn = _product(inverse, camera.quaternion[:, 1:])
+    same_side = torch.where((turn * true_turn).sum(-1, keepdim=True) < 0, -true_turn, true_turn)
+    return {
+        "step_translation": (step - true_step).abs().mean(),
+        "step_rotation": (turn - same_side).abs().mean(),
+    }
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Quaternions (..., 4) x y z w: first b, then a."""
+    av, aw, bv, bw = a[..., :3], a[..., 3:], b[..., :3], b[..., 3:]
+    vector = aw * bv + bw * av + torch.linalg.cross(av, bv)
+    return torch.cat((vector, aw * bw - (av * bv).sum(-1, keepdim=True)), dim=-1)
+
+
+def _turned(quaternion: Tensor, vector: Tensor) -> Tensor:
+    """Vectors (..., 3) turned by unit quaternions (..., 4)."""
+    axis, w = quaternion[..., :3], quaternion[..., 3:]
+    twice = 2 * torch.linalg.cross(axis, vector)
+    return vector + w * twice + torch.linalg.cross(axis, twice)
+
+
 def total_loss(
     prediction: Prediction, batch: Batch, canonical_focal: float, weights: LossWeights
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -221,6 +260,8 @@ def total_loss(
         )
     if prediction.camera is not None:
         parts |= camera_losses(prediction.camera, batch.poses, batch.intrinsics, size)
+        if weights.step_translation or weights.step_rotation:
+            parts |= step_losses(prediction.camera, batch.poses)
     used = [getattr(weights, name) * value for name, value in parts.items()]
     total = torch.stack([value for value in used]).sum()
     return total, {name: value.detach() for name, value in parts.items()}

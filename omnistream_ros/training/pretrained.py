@@ -51,6 +51,13 @@ def read_pretrained(path: Path) -> dict[str, Tensor]:
     return published
 
 
+def pretrained_trunk() -> EfficientNetLite0Trunk:
+    """The trunk by itself, with the weights of the installed package."""
+    trunk = EfficientNetLite0Trunk()
+    trunk.load_state_dict(fold_efficientnet_lite0(read_pretrained(pretrained_file())))
+    return trunk
+
+
 def load_pretrained_trunk(model: OmniStream) -> None:
     """Puts the pretrained weights, BatchNorm folded, into the model's convolutional trunk."""
     trunk = getattr(model.backbone.patch_embed, "trunk", None)

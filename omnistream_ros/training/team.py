@@ -49,12 +49,15 @@ class Team:
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replaces every gradient by the mean over the team; the same ones must be there in all."""
+        self.average_tensors([p.grad for p in parameters if p.grad is not None])
+
+    def average_tensors(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces each tensor by its mean over the team."""
         if self.size == 1:
             return
-        gradients = [p.grad for p in parameters if p.grad is not None]
         bucket: list[Tensor] = []
-        for gradient in gradients:
-            bucket.append(gradient)
+        for tensor in tensors:
+            bucket.append(tensor)
             if sum(g.numel() for g in bucket) >= _BUCKET:
                 self._average(bucket)
                 bucket = []
@@ -72,9 +75,13 @@ class Team:
         """Each value's mean over the team."""
         if self.size == 1 or not values:
             return values
-        sums = torch.tensor(list(values.values()), dtype=torch.float64)
+        # Not every process has every term: one may have drawn no clip that language is known of.
+        names = sorted({name for found in self.gather(list(values)) for name in found})
+        there = [name in values for name in names]
+        sums = torch.tensor([*(values.get(name, 0.0) for name in names), *there]).double()
         dist.all_reduce(sums)
-        return dict(zip(values, (sums / self.size).tolist(), strict=True))
+        totals, counts = sums.chunk(2)
+        return dict(zip(names, (totals / counts).tolist(), strict=True))
 
     def largest(self, *values: float) -> list[float]:
         """Each value's maximum over the team; so a wish of one is known to all."""

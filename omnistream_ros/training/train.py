@@ -15,19 +15,21 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from omnistream_ros.model import ModelConfig, OmniStream, Prediction, build_model, load_model
+from omnistream_ros.model.sentence_encoder import WIDTH
 from omnistream_ros.training.augment import AugmentSettings
 from omnistream_ros.training.curve import LossTable
 from omnistream_ros.training.data import Batch, Clip, ClipSampler, validation_clips
 from omnistream_ros.training.export import export_weights
 from omnistream_ros.training.held_out import HeldOutScore, score_clips
 from omnistream_ros.training.losses import LossWeights, total_loss
+from omnistream_ros.training.objectives import Objectives, ObjectiveWeights
 from omnistream_ros.training.optimise import follow, learning_rate_factor, stop_at_non_finite
 from omnistream_ros.training.pretrained import load_pretrained_trunk
 from omnistream_ros.training.run_folder import lock_run, stop_on_signal
@@ -74,6 +76,7 @@ class TrainSettings:
     stream_frames: int | None = None
     context: tuple[int, int] = (1, 16)
     weights: LossWeights = field(default_factory=LossWeights)
+    objectives: ObjectiveWeights = field(default_factory=ObjectiveWeights)
     augmentation: AugmentSettings = field(default_factory=AugmentSettings)
 
     def __post_init__(self) -> None:
@@ -93,6 +96,13 @@ def _keep_depthwise_in_float32(model: OmniStream) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1:
             module.forward = _without_autocast(module.forward)  # type: ignore[method-assign,assignment]
+
+
+def _with_language_head(model: OmniStream) -> OmniStream:
+    """The same model with a fresh language head."""
+    whole = build_model(replace(model.config, language_width=WIDTH))
+    whole.load_state_dict(model.state_dict(), strict=False)
+    return whole
 
 
 def _without_autocast(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -126,11 +136,16 @@ class Trainer:
             self.model = load_model(settings.start_from)[0].requires_grad_(True)
         elif settings.pretrained:
             load_pretrained_trunk(self.model)
+        if settings.objectives.language and self.model.language_head is None:
+            self.model = _with_language_head(self.model)
         if settings.bfloat16:
             _keep_depthwise_in_float32(self.model)
         self._freeze_early_trunk()
         self.model.train()
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.objectives: Objectives | None = None
+        if settings.objectives:
+            self.objectives = Objectives(self.model.config, settings.objectives, settings.seed)
         self.optimiser = self._build_optimiser()
         self.sampler = ClipSampler(
             settings.clips,
@@ -138,6 +153,7 @@ class Trainer:
             frames_per_step=settings.frames_per_step,
             lengths={settings.stream_frames: 1.0} if settings.stream_frames else settings.lengths,
             to_and_fro=settings.stream_frames is not None,
+            described=settings.objectives.language > 0,
             settings=settings.augmentation,
             recorded=settings.recorded,
             recorded_share=settings.recorded_share,
@@ -158,10 +174,17 @@ class Trainer:
             for module in (trunk.stem, *trunk.blocks[: s.frozen_trunk_blocks]):
                 module.requires_grad_(False)
 
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        """Parameters of the model, and of the objectives beside it."""
+        found = list(self.model.named_parameters())
+        if self.objectives is not None:
+            found += [(f"objectives.{n}", p) for n, p in self.objectives.named_parameters()]
+        return found
+
     def _build_optimiser(self) -> torch.optim.AdamW:
         """The trunk learns slowly; biases, norms, scales and tokens are not decayed."""
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self._trained():
             if not parameter.requires_grad:
                 continue
             key = (".trunk." in name, parameter.ndim > 1 and "token" not in name)
@@ -186,7 +209,9 @@ class Trainer:
             self.sampler.refresh()
             self.sampler.names = self.team.from_leader(self.sampler.names)
             return Progress(self.settings.seed, clips=list(self.sampler.names))
-        progress = load_state(self.state_path, self.model, self.average, self.optimiser)
+        progress = load_state(
+            self.state_path, self.model, self.average, self.optimiser, self.objectives
+        )
         if progress.seed != self.settings.seed:
             raise ValueError(
                 f"{self.state_path} was started with seed {progress.seed}, not "
@@ -255,15 +280,25 @@ class Trainer:
                 context=s.context if s.stream_frames else None,
             )
         loss, parts = total_loss(prediction, batch, self.model.config.canonical_focal, s.weights)
+        if self.objectives is not None:
+            with torch.autocast("cpu", torch.bfloat16, enabled=s.bfloat16):
+                more, named = self.objectives.losses(
+                    self.model, self.average, batch, prediction.features.patches, p.step
+                )
+            loss, parts = loss + more, parts | named
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        self.team.average_gradients(self.model.parameters())
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), s.gradient_norm)
+        trained = [parameter for _, parameter in self._trained()]
+        self.team.average_gradients(trained)
+        norm = nn.utils.clip_grad_norm_(trained, s.gradient_norm)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             rank = self.team.rank if self.team.size > 1 else None
             stop_at_non_finite(s.run, self.state_path, p.step, batch.tensors(), loss, norm, rank)
         self.optimiser.step()
         follow(self.average, self.model, p.step, s.average_decay)
+        if self.objectives is not None:
+            self.objectives.follow(p.step, s.average_decay)
+            self.team.average_tensors(list(self.objectives.buffers()))
         p.frames += batch.pixels.shape[0] * batch.pixels.shape[1] * self.team.size
         values = {name: value.item() for name, value in parts.items()}
         return {"loss": loss.item(), "gradient_norm": norm.item(), **values}
@@ -322,7 +357,14 @@ class Trainer:
         self.sampler.names = self.team.from_leader(self.sampler.names)
         self.progress.clips = list(self.sampler.names)
         if self.team.leads:
-            save_state(self.state_path, self.progress, self.model, self.average, self.optimiser)
+            save_state(
+                self.state_path,
+                self.progress,
+                self.model,
+                self.average,
+                self.optimiser,
+                self.objectives,
+            )
 
 
 def _say_nothing(line: str) -> None:
