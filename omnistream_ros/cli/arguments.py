@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -46,3 +47,11 @@ def add_ros_args(command: argparse.ArgumentParser) -> None:
         default=[],
         help="the rest goes to ROS, such as `-r image:=/camera/image_raw`",
     )
+
+
+def positive(text: str) -> float:
+    """A positive, finite number, for argparse."""
+    number = float(text)
+    if not 0.0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
+    return number

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that show, play and make recordings: `inspect`, `demo`, `play`, `record`."""
+"""Commands that show, play and make recordings: `inspect`, `demo`, `view`, `play`, `record`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from omnistream_ros.cli.arguments import add_command, add_ros_args, add_selection, selection
+from omnistream_ros.cli.arguments import (
+    add_command,
+    add_ros_args,
+    add_selection,
+    positive,
+    selection,
+)
 
 
 def declare(commands: Any) -> None:
     _declare_inspect(commands)
     _declare_demo(commands)
+    _declare_view(commands)
     _declare_play(commands)
     _declare_record(commands)
 
@@ -48,7 +55,7 @@ def _declare_demo(commands: Any) -> None:
         metavar="DIR",
         help="folder for the picture, the table and the bag (default: %(default)s)",
     )
-    command.add_argument("--speed", type=float, default=1.0, help="2 plays twice as fast")
+    command.add_argument("--speed", type=positive, default=1.0, help="2 plays twice as fast")
     command.add_argument("--model", help="a model's name or file (default: the node's own)")
     add_selection(command)
 
@@ -67,11 +74,33 @@ def _run_demo(options: argparse.Namespace) -> None:
     print(f"\n{files.table}\n\npicture: {files.picture}\nbag:     {files.bag}")
 
 
+def _declare_view(commands: Any) -> None:
+    command = add_command(
+        commands, "view", _run_view, "show what a running perception node says, in a browser"
+    )
+    command.add_argument(
+        "--node", default="/omnistream_perception", help="its full name (default: %(default)s)"
+    )
+    command.add_argument(
+        "--image", default="/image", help="topic of the camera (default: %(default)s)"
+    )
+    command.add_argument(
+        "--port", type=int, default=8080, help="on this machine only (default: %(default)s)"
+    )
+    add_ros_args(command)
+
+
+def _run_view(options: argparse.Namespace) -> int:
+    from omnistream_ros.nodes.viewer import view
+
+    return view(options.node, options.image, options.port, ["--ros-args", *options.ros_args])
+
+
 def _declare_play(commands: Any) -> None:
     command = add_command(commands, "play", _run_play, "publish a recording as a camera would")
     command.add_argument("recording", help="a rosbag2, a data set folder or a video file")
     add_selection(command)
-    command.add_argument("--speed", type=float, default=1.0, help="2 plays twice as fast")
+    command.add_argument("--speed", type=positive, default=1.0, help="2 plays twice as fast")
     command.add_argument(
         "--frame-id",
         default="camera_optical_frame",

@@ -14,7 +14,8 @@ from rosbags.typesys import Stores, TypesysError, get_types_from_msg, get_typest
 
 from omnistream_ros.evaluation.recordings import RecordingError
 
-_STORAGE = (".mcap", ".db3")
+#: Suffix of a storage file -> the bytes that it begins with.
+_STORAGE = {".mcap": b"\x89MCAP0\r\n", ".db3": b"SQLite format 3\0"}
 
 
 class BagReader:
@@ -85,8 +86,9 @@ class BagReader:
             reader.open()
         except Exception as error:
             raise RecordingError(
-                f"{file} cannot be opened as a bag: {error}. A bag that was not closed or was cut "
-                "short can often be repaired: `ros2 bag reindex`, `mcap recover`"
+                _not_of_its_kind(file)
+                or f"{file} cannot be opened as a bag: {_sentence(error)}. A bag that was not "
+                "closed or was cut short can often be repaired: `ros2 bag reindex`, `mcap recover`"
             ) from error
         return reader
 
@@ -102,8 +104,10 @@ class BagReader:
                 if wanted:
                     yield from self._read(reader, wanted)
 
-    def _read(self, reader: Reader, wanted: list[Connection]) -> Iterator[tuple[str, int, Any]]:
-        source = reader.messages(connections=wanted)
+    def _read(
+        self, reader: Reader, wanted: list[Connection], start: int | None = None
+    ) -> Iterator[tuple[str, int, Any]]:
+        source = reader.messages(connections=wanted, start=start)
         count = 0
         while True:
             try:
@@ -122,3 +126,41 @@ class BagReader:
     def first(self, topic: str) -> Any | None:
         """The first message of a topic, or None."""
         return next((message for _, _, message in self.messages([topic])), None)
+
+    def last(self, topic: str) -> Any | None:
+        """The last message received of a topic, or None, without reading what is before it."""
+        with self._open() as readers:
+            for reader in reversed(readers):
+                wanted = [c for c in reader.connections if c.topic == topic]
+                window_ns = 10**9
+                while wanted and reader.message_count:
+                    start = reader.end_time - window_ns
+                    found = None
+                    for _, _, found in self._read(reader, wanted, start):  # noqa: B007
+                        pass
+                    if found is not None:
+                        return found
+                    if start < reader.start_time:
+                        break
+                    window_ns *= 8
+        return None
+
+
+def _not_of_its_kind(path: Path) -> str:
+    """What to say of a file that does not begin as its name promises; empty where it does."""
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    for file in files:
+        begin = _STORAGE.get(file.suffix)
+        if begin is None or not file.is_file():
+            continue
+        with file.open("rb") as content:
+            found = content.read(len(begin))
+        if not found:
+            return f"{file} is empty: its recorder did not write or close it (damaged)"
+        if not begin.startswith(found):
+            return f"{file} is not a bag: it does not begin as a {file.suffix} file does"
+    return ""
+
+
+def _sentence(error: Exception) -> str:
+    return str(error).rstrip(".") or type(error).__name__

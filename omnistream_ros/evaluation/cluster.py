@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from omnistream_ros.evaluation.evaluate import Options, Progress, evaluate_one, not_begun
-from omnistream_ros.evaluation.replay import SequenceResult
+from omnistream_ros.evaluation.sequence_result import SequenceResult
 
 
 def evaluate_on_cluster(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import omnistream_ros
 from omnistream_ros.evaluation import demo_picture, demo_report
-from omnistream_ros.evaluation.live import run_live
+from omnistream_ros.evaluation.live import check_speed, run_live
+from omnistream_ros.evaluation.output_folder import output_folder
 from omnistream_ros.evaluation.recordings import RecordingError, Selection, open_recording
 
 #: The clip that comes with the package.
@@ -43,27 +44,24 @@ def run_demo(
     Raises:
         RecordingError: no such recording, or it holds no image.
         ChildError: one of the processes failed.
+        OutputFolderError: another process writes into ``out``.
+        ValueError: ``speed`` is not positive.
         OSError: ``out`` cannot be written.
     """
+    check_speed(speed)
     path = recording_path if recording_path is not None else BUNDLED
     recording = open_recording(path, selection)
     info = recording.info()
     if info.width is None:
         raise RecordingError(f"{path} holds no image")
     length = f", {info.frames} images" if info.frames else ""
-    say(f"recording {recording.name}: {info.layout}, {info.width}x{info.height}{length}")
-    live = run_live(
-        path,
-        out,
-        selection=selection,
-        parameters=parameters,
-        speed=speed,
-        say=say,
-    )
-    say("measuring")
-    result = demo_report.measure(recording, live.bag, live.played)
-    picture = out / "demo.png"
-    demo_picture.draw(result, picture)
-    text = demo_report.table(result)
-    (out / "table.txt").write_text(text + "\n", encoding="utf-8")
+    with output_folder(out):
+        say(f"recording {recording.name}: {info.layout}, {info.width}x{info.height}{length}")
+        live = run_live(path, out, selection=selection, parameters=parameters, speed=speed, say=say)
+        say("measuring")
+        result = demo_report.measure(recording, live.bag, live.played)
+        picture = out / "demo.png"
+        demo_picture.draw(result, picture)
+        text = demo_report.table(result)
+        (out / "table.txt").write_text(text + "\n", encoding="utf-8")
     return DemoFiles(text, picture, live.bag)

@@ -49,7 +49,7 @@ def draw(result: DemoResult, path: Path) -> None:
         top=1 - 0.95 / height, bottom=0.75 / height, wspace=0.12,
     )  # fmt: skip
     _draw_examples(figure, grid[0].subgridspec(rows, columns, wspace=0.03, hspace=0.05), result)
-    _draw_side(figure, grid[1].subgridspec(2, 1, height_ratios=[3.0, 1.0], hspace=0.2), result)
+    _draw_side(figure, grid[1].subgridspec(2, 1, height_ratios=[3.4, 1.0], hspace=0.16), result)
     figure.text(
         0.02, 1 - 0.38 / height, f"{result.run.model_name} on {result.name}",
         fontsize=15, fontweight="bold", color=_INK, va="center",
@@ -180,7 +180,7 @@ def _draw_side(figure: Figure, grid: GridSpecFromSubplotSpec, result: DemoResult
 
 def _draw_paths(axes: Axes, result: DemoResult) -> None:
     """The camera's path from above, estimated and true."""
-    axes.set_title("Camera path from above", fontsize=11, color=_INK, pad=8)
+    axes.set_title("Camera path from above", fontsize=11, color=_INK, pad=18)
     estimate, truth = result.trajectory, result.true_trajectory
     if estimate is not None and truth is not None:
         try:
@@ -190,6 +190,10 @@ def _draw_paths(axes: Axes, result: DemoResult) -> None:
         else:
             estimate = align(matched, true, "se3").apply(estimate)
             truth = true
+            axes.text(
+                0.5, 1.012, "estimate moved onto the truth as a rigid body, not scaled",
+                transform=axes.transAxes, ha="center", fontsize=8.5, color="#6b7178",
+            )  # fmt: skip
     reference = truth if truth is not None else estimate
     if reference is None:
         axes.axis("off")
@@ -210,10 +214,10 @@ def _draw_paths(axes: Axes, result: DemoResult) -> None:
         )
         camera_path.draw_cameras(axes, trajectory, view, origin, colour=colour, size=0.09 * extent)
     middle = 0.5 * (points[:, :2].max(axis=0) + points[:, :2].min(axis=0))
-    reach = 0.68 * extent
-    axes.set_xlim(middle[0] - reach, middle[0] + reach)
-    axes.set_ylim(middle[1] - reach, middle[1] + reach)
-    axes.set_aspect("equal", anchor="N")
+    half = 0.5 * np.ptp(points[:, :2], axis=0) + 0.14 * extent
+    axes.set_xlim(middle[0] - half[0], middle[0] + half[0])
+    axes.set_ylim(middle[1] - half[1], middle[1] + half[1] + 0.1 * extent)  # below the legend
+    axes.set_aspect("equal", adjustable="datalim")
     axes.grid(color="#e6e8eb", linewidth=0.7)
     axes.set_axisbelow(True)
     for spine in axes.spines.values():

@@ -21,7 +21,8 @@ Way = Literal["protocol", "exact"]
 
 MODES: tuple[Mode, ...] = ("metric", "scale", "scale_shift", "median")
 
-#: Where the search for an exact alignment ends: relative to the scale, or to the range of depths.
+#: Where the search for an exact alignment ends: relative to the scale, or to the range of depths;
+#: for scale and shift also relative to the sum of absolute errors, of which a bound is known.
 _PRECISION = 1e-10
 _CUTS = 120
 
@@ -181,7 +182,7 @@ def exact_scale_shift(blocks: Blocks) -> DepthAlignment:
         [[-reach, middle - reach], [reach, middle - reach], [reach, middle + reach],
          [-reach, middle + reach]]
     )  # fmt: skip
-    best, best_value = polygon.mean(axis=0), math.inf
+    best, best_value, bound = polygon.mean(axis=0), math.inf, 0.0
     for _ in range(_CUTS):
         centre = _centroid(polygon)
         value, gradient = 0.0, np.zeros(2)
@@ -193,6 +194,10 @@ def exact_scale_shift(blocks: Blocks) -> DepthAlignment:
             gradient += (_dot(sign, unit), float(sign.sum()))
         if value < best_value:
             best, best_value = centre, value
+        # A convex function lies above its tangent, and its minimum inside of the polygon.
+        bound = max(bound, value + float(((polygon - centre) @ gradient).min()))
+        if best_value - bound <= _PRECISION * best_value:
+            break
         norm = np.linalg.norm(gradient)
         if norm == 0.0:
             break

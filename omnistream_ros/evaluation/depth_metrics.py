@@ -24,7 +24,7 @@ from omnistream_ros.stream.frame import Intrinsics
 _LOG_FLOOR = 1e-3
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class DepthMetrics:
     """Errors over a set of pixels with true depth t and aligned prediction p.
 
@@ -59,7 +59,7 @@ class SequenceDepth:
         mode, way: which alignment.
         alignment: what it came to; None with one alignment per frame.
         metrics: over all pixels of the sequence.
-        per_frame: over the pixels of each frame, None where a frame has none.
+        per_frame: over the pixels of each frame, None where a frame has none; may be left out.
         coverage: share of the valid true pixels that have a prediction.
     """
 
@@ -117,8 +117,10 @@ def evaluate_depth(
         sums = _sums(aligned, truth)
         total += sums
         frames.append(_finish(sums))
-    coverage = pairs.pixels / pairs.valid_truth
-    return SequenceDepth(mode, way, whole, _finish(total), frames, coverage)
+    # A long sequence is compared at some of its pixels, but weighs by all.
+    metrics = dataclasses.replace(_finish(total), pixels=pairs.compared)
+    coverage = pairs.compared / pairs.valid_truth
+    return SequenceDepth(mode, way, whole, metrics, frames, coverage)
 
 
 def constant_baseline(pairs: DepthPairs) -> DepthMetrics:
@@ -131,7 +133,7 @@ def constant_baseline(pairs: DepthPairs) -> DepthMetrics:
     """
     constant = median(pairs, 1)
     sums = [_sums(np.full_like(truth, constant), truth) for _, truth in pairs]
-    return _finish(np.sum(sums, axis=0))
+    return dataclasses.replace(_finish(np.sum(sums, axis=0)), pixels=pairs.compared)
 
 
 def weighted_mean(sequences: Sequence[DepthMetrics]) -> DepthMetrics:

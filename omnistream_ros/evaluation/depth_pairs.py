@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Predicted and true depth of a whole sequence, pixel by pixel, in bounded memory.
 
-One alignment per sequence needs every valid pixel several times. Up to ``MEMORY_BYTES`` they stay
-in memory, beyond that they lie in a temporary file that disappears with this object.
+One alignment per sequence needs every valid pixel several times. Up to ``MEMORY_PIXELS`` stay in
+memory, up to ``MOST_PIXELS`` lie in a temporary file that disappears with this object, and of a
+longer sequence every second, fourth ... pixel is kept.
 """
 
 from __future__ import annotations
@@ -17,22 +18,37 @@ import numpy as np
 from omnistream_ros.evaluation.recordings import DepthFrame, RecordingError
 from omnistream_ros.stream.frame import Frame
 
-#: What a sequence may hold in memory before it moves to disk.
-MEMORY_BYTES = 256 * 2**20
+#: Pixels that stay in memory (64 MiB), and pixels that are kept at all (512 MiB on disk). All
+#: sequences of the published protocols are shorter than that.
+MEMORY_PIXELS = 2**23
+MOST_PIXELS = 2**26
+_BYTES = 8  # a float32 for the prediction, one for the truth
 
 #: How far a focal length (relative) and a principal point (of the width) may differ in one camera.
 _CAMERA_TOLERANCE = 0.02
 
 
 class DepthPairs:
-    """Valid pixels of a sequence: iterate to get (prediction, truth) of each frame."""
+    """Valid pixels of a sequence: iterate to get (prediction, truth) of each frame.
 
-    def __init__(self, memory_bytes: int = MEMORY_BYTES) -> None:
-        self._memory_left = memory_bytes
-        self._blocks: list[np.ndarray] = []  # (2, n) float64 each, until memory is used up
-        self._file: IO[bytes] | None = None  # from then on all of them, as float32
+    Attributes:
+        stamps_ns: of the frames.
+        counts: pixels kept of each frame.
+        every: one in so many of a frame's valid pixels is kept.
+        compared: pixels with both a truth and a prediction, before any were left out.
+        valid_truth: pixels with a truth.
+    """
+
+    def __init__(self, memory_pixels: int = MEMORY_PIXELS, most_pixels: int = MOST_PIXELS) -> None:
+        self._memory_pixels = memory_pixels
+        self._most_pixels = most_pixels
+        self._blocks: list[np.ndarray] = []  # (2, n) float32 each, until memory is used up
+        self._file: IO[bytes] | None = None  # from then on all of them
         self.stamps_ns: list[int] = []
         self.counts: list[int] = []
+        self.every = 1
+        self.pixels = 0
+        self.compared = 0
         self.valid_truth = 0
 
     def add(
@@ -53,44 +69,63 @@ class DepthPairs:
         resized = resize_prediction(prediction, truth.shape)
         self.valid_truth += int(valid.sum())
         valid &= np.isfinite(resized)
-        block = np.stack([resized[valid], truth[valid]]).astype(np.float32)
+        self.compared += int(valid.sum())
+        kept = slice(None, None, self.every)
+        block = np.stack([resized[valid][kept], truth[valid][kept]]).astype(np.float32)
         self._store(block)
         self.stamps_ns.append(stamp_ns)
         self.counts.append(block.shape[1])
+        self.pixels += block.shape[1]
+        while self.pixels > self._most_pixels:
+            self._thin()
 
     def _store(self, block: np.ndarray) -> None:
-        self._memory_left -= 2 * block.nbytes
-        if self._file is None and self._memory_left >= 0:
-            self._blocks.append(block.astype(np.float64))
+        if self._file is None and self.pixels + block.shape[1] <= self._memory_pixels:
+            self._blocks.append(block)
             return
         if self._file is None:
             self._file = tempfile.TemporaryFile()  # noqa: SIM115  (close() closes it)
             for earlier in self._blocks:
-                self._file.write(earlier.astype(np.float32).tobytes())
+                self._file.write(earlier.tobytes())
             self._blocks.clear()
         self._file.seek(0, 2)
         self._file.write(block.tobytes())
 
+    def _thin(self) -> None:
+        """Keep every second pixel of what there is, in place."""
+        read = write = 0
+        counts = []
+        for index, count in enumerate(self.counts):
+            block = self._block(index, read, count)[:, ::2]
+            read += _BYTES * count
+            if self._file is None:
+                self._blocks[index] = block.copy()
+            else:
+                self._file.seek(write)
+                self._file.write(block.tobytes())
+            write += _BYTES * block.shape[1]
+            counts.append(block.shape[1])
+        if self._file is not None:
+            self._file.truncate(write)
+        self.counts, self.pixels = counts, sum(counts)
+        self.every *= 2
+
+    def _block(self, index: int, offset: int, count: int) -> np.ndarray:
+        """Prediction and truth (2, count) float32 of one frame."""
+        if self._file is None:
+            return self._blocks[index]
+        self._file.seek(offset)
+        return np.frombuffer(self._file.read(_BYTES * count), np.float32).reshape(2, count)
+
     def __len__(self) -> int:
         return len(self.counts)
 
-    @property
-    def pixels(self) -> int:
-        """Pixels with both a truth and a prediction."""
-        return sum(self.counts)
-
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(prediction, truth) of each frame in the order of adding, (n,) float64 each."""
-        if self._file is None:
-            for block in self._blocks:
-                yield block[0], block[1]
-            return
         offset = 0
-        for count in self.counts:
-            self._file.seek(offset)
-            data = self._file.read(8 * count)
-            offset += 8 * count
-            block = np.frombuffer(data, dtype=np.float32).reshape(2, count).astype(np.float64)
+        for index, count in enumerate(self.counts):
+            block = self._block(index, offset, count).astype(np.float64)
+            offset += _BYTES * count
             yield block[0], block[1]
 
     def close(self) -> None:

@@ -8,17 +8,17 @@ import dataclasses
 import functools
 import multiprocessing
 import signal
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from omnistream_ros.evaluation.collector import Scoring
 from omnistream_ros.evaluation.predictors import FilePredictor, ModelPredictor, Predictor
 from omnistream_ros.evaluation.protocols import PROTOCOLS, FrameRange
 from omnistream_ros.evaluation.recordings import RecordingError, Selection, open_recording
-from omnistream_ros.evaluation.replay import Scoring, SequenceResult, replay
+from omnistream_ros.evaluation.replay import replay
+from omnistream_ros.evaluation.sequence_result import SequenceResult
 
-#: (recording, frames done, total if known)
+#: (name of the recording, frames done, total if known)
 Progress = Callable[[str, int, "int | None"], None]
 
 
@@ -32,8 +32,7 @@ class Options:
             or itself.
         predictions_per_metre: steps to a metre of 16-bit PNG predictions.
         threads: CPU threads of the model in each process. One by default, because the last digits
-            of
-            a sum depend on it: the numbers are then the same with any number of processes.
+            of a sum depend on it: the numbers are then the same with any number of processes.
         selection: topics and layout of the recordings.
         frames: which frames; overrides those of the protocol.
         protocol: name in `PROTOCOLS`.
@@ -183,35 +182,3 @@ def _work(path: Path, options: Options, queue, stop) -> SequenceResult:  # type:
                 raise KeyboardInterrupt
 
     return evaluate_one(path, options, report)
-
-
-class ProgressBar:
-    """One line on the terminal: what is in work, how fast, how much longer."""
-
-    def __init__(self, recordings: int) -> None:
-        self._recordings = recordings
-        self._begin = time.monotonic()
-        self._done: dict[str, tuple[int, int | None]] = {}
-        self._shown = 0.0
-
-    def __call__(self, name: str, done: int, total: int | None) -> None:
-        """Show that ``done`` frames of a recording are through."""
-        self._done[name] = (done, total)
-        now = time.monotonic()
-        if now - self._shown < 0.2 or not sys.stderr.isatty():
-            return
-        self._shown = now
-        frames = sum(count for count, _ in self._done.values())
-        rate = frames / max(now - self._begin, 1e-9)
-        known = [size for _, size in self._done.values() if size is not None]
-        text = f"{name}: {done}" + (f" of {total}" if total else "") + f"  {rate:.1f} frames/s"
-        if len(known) == self._recordings:
-            text += f"  {max(sum(known) - frames, 0) / max(rate, 1e-9):.0f} s left"
-        sys.stderr.write(f"\r\x1b[K{text}")
-        sys.stderr.flush()
-
-    def close(self) -> None:
-        """Clear the line."""
-        if sys.stderr.isatty():
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()

@@ -9,11 +9,13 @@ from pathlib import Path
 from omnistream_ros.evaluation import report, summary
 from omnistream_ros.evaluation.child_process import ChildError
 from omnistream_ros.evaluation.cluster import evaluate_on_cluster
-from omnistream_ros.evaluation.evaluate import Options, ProgressBar, evaluate
+from omnistream_ros.evaluation.evaluate import Options, evaluate
 from omnistream_ros.evaluation.live_comparison import measure_live
+from omnistream_ros.evaluation.output_folder import output_folder
+from omnistream_ros.evaluation.progress import ProgressBar, lengths
 from omnistream_ros.evaluation.protocols import PROTOCOLS
 from omnistream_ros.evaluation.recordings import RecordingError
-from omnistream_ros.evaluation.replay import SequenceResult
+from omnistream_ros.evaluation.sequence_result import SequenceResult
 
 
 def run(
@@ -39,11 +41,37 @@ def run(
 
     Raises:
         OSError: ``out`` cannot be written.
+        OutputFolderError: another process writes into it.
         ModelError: the model cannot be used.
     """
     # A folder that cannot be written should be known before the work, not after it.
-    out.mkdir(parents=True, exist_ok=True)
-    bar = ProgressBar(len(paths))
+    with output_folder(out):
+        results = _measure(paths, options, jobs, ray, say)
+        folders = summary.sequence_folders(results)
+        if live:
+            for path, folder, result in zip(paths, folders, results, strict=True):
+                if result.status == "ok":
+                    _add_live(path, options, out / folder, result, say)
+        about = summary.surroundings(summary.command_line())
+        about["notes"] = _protocol_notes(options, results)
+        content = summary.write_files(results, out, about)
+        report.write_report(out / "report.html", content, results)
+    say(summary.table(content))
+    for note in about["notes"]:
+        say(f"note: {note}")
+    say(f"\nreport: {out / 'report.html'}")
+    return all(result.status == "ok" for result in results)
+
+
+def _measure(
+    paths: Sequence[Path],
+    options: Options,
+    jobs: int,
+    ray: str | None,
+    say: Callable[[str], None],
+) -> list[SequenceResult]:
+    """All recordings, with a line for each when it is done."""
+    bar = ProgressBar(lengths(paths, options))
     results: list[SequenceResult] = []
     try:
         if ray is None:
@@ -56,20 +84,7 @@ def run(
             say(f"{result.name}: {result.error or f'{len(result.rows)} frames'}")
     finally:
         bar.close()
-    folders = summary.sequence_folders(results)
-    if live:
-        for path, folder, result in zip(paths, folders, results, strict=True):
-            if result.status == "ok":
-                _add_live(path, options, out / folder, result, say)
-    about = summary.surroundings(summary.command_line())
-    about["notes"] = _protocol_notes(options, results)
-    content = summary.write_files(results, out, about)
-    report.write_report(out / "report.html", content, results)
-    say(summary.table(content))
-    for note in about["notes"]:
-        say(f"note: {note}")
-    say(f"\nreport: {out / 'report.html'}")
-    return all(result.status == "ok" for result in results)
+    return results
 
 
 def _add_live(

@@ -71,7 +71,9 @@ def run_live(
 
     Raises:
         ChildError: a process failed or hung; the message shows the end of its log.
+        ValueError: ``speed`` is not positive.
     """
+    check_speed(speed)
     out.mkdir(parents=True, exist_ok=True)
     bag = out / "node_bag"
     shutil.rmtree(bag, ignore_errors=True)
@@ -116,6 +118,16 @@ def run_live(
         if recorder.json_line("recorded") is None:
             raise recorder.failure("did not complete the bag")
     return LiveRun(bag, played)
+
+
+def check_speed(speed: float) -> None:
+    """Refuse, before anything is started, a speed that no recording can be played at.
+
+    Raises:
+        ValueError: not positive, or not finite.
+    """
+    if not 0.0 < speed < math.inf:
+        raise ValueError(f"speed must be a positive number (1 for real time), got {speed:g}")
 
 
 def _ready(node: ChildProcess, recorder: ChildProcess) -> bool:

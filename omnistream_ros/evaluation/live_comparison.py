@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,10 @@ import numpy as np
 from omnistream_ros.evaluation.evaluate import Options
 from omnistream_ros.evaluation.live import run_live
 from omnistream_ros.evaluation.node_bag import NodeBag, percentiles
+from omnistream_ros.evaluation.pose_metrics import absolute_errors, align, match
 from omnistream_ros.evaluation.predictors import ModelPredictor
 from omnistream_ros.evaluation.recordings import open_recording
+from omnistream_ros.evaluation.trajectory import Trajectory
 from omnistream_ros.stream.frame import Frame
 
 
@@ -30,6 +32,8 @@ class LiveMeasures:
         stages_ms: median and 95th percentile by stage, as text.
         same_frames: frames whose live depth was compared with a replay of just these frames.
         depth_difference: largest relative difference of depth found there.
+        position_difference_m: largest distance between the node's position and the replay's, with
+            one path laid onto the other as a rigid body; NaN without poses.
     """
 
     played: int
@@ -43,6 +47,7 @@ class LiveMeasures:
     stages_ms: dict[str, str]
     same_frames: int
     depth_difference: float
+    position_difference_m: float
 
 
 def measure_live(
@@ -51,8 +56,7 @@ def measure_live(
     """Play a recording to a node, then replay exactly the frames that the node used.
 
     The replay gets the same frames in the same order, so whatever differs beyond rounding is an
-    error
-    of the way there: transport, conversion, or the node.
+    error of the way there: transport, conversion, or the node.
 
     Raises:
         ChildError: a process failed.
@@ -76,7 +80,7 @@ def measure_live(
     used = {frame.stamp_ns for frame in run.frames}
     recording = open_recording(path, options.selection)
     frames = (frame for frame in recording.frames() if frame.stamp_ns in used)
-    compared, difference = _compare(bag, frames, options)
+    compared, depth, position = _compare(bag, frames, options)
     played_s = float(live.played["duration_s"])
     sent = int(live.played["frames"])
     return LiveMeasures(
@@ -93,12 +97,13 @@ def measure_live(
             for stage, values in run.stages().items()
         },
         same_frames=compared,
-        depth_difference=difference,
+        depth_difference=depth,
+        position_difference_m=position,
     )
 
 
-def _compare(bag: NodeBag, frames, options: Options) -> tuple[int, float]:  # type: ignore[no-untyped-def]
-    """How many depth images were compared, and their largest relative difference."""
+def _compare(bag: NodeBag, frames: Iterable[Frame], options: Options) -> tuple[int, float, float]:
+    """How many depth images were compared, and the largest differences of depth and position."""
     import torch
 
     torch.set_num_threads(options.threads)
@@ -108,14 +113,27 @@ def _compare(bag: NodeBag, frames, options: Options) -> tuple[int, float]:  # ty
     published = bag.depths()
     compared, worst = 0, 0.0
     waiting = next(published, None)
-    frame: Frame
+    poses = []
     for number, frame in enumerate(frames):
-        expected = predictor.predict(number, frame).depth
+        expected = predictor.predict(number, frame)
+        if expected.translation is not None and expected.quaternion is not None:
+            poses.append((frame.stamp_ns, expected.translation, expected.quaternion))
         while waiting is not None and waiting.stamp_ns < frame.stamp_ns:
             waiting = next(published, None)
-        if waiting is None or waiting.stamp_ns != frame.stamp_ns or expected is None:
+        if waiting is None or waiting.stamp_ns != frame.stamp_ns or expected.depth is None:
             continue
-        difference = np.abs(waiting.depth - expected) / expected
+        difference = np.abs(waiting.depth - expected.depth) / expected.depth
         worst = max(worst, float(np.nanmax(difference)))
         compared += 1
-    return compared, worst if compared else math.nan
+    return compared, worst if compared else math.nan, _position_difference(bag, poses)
+
+
+def _position_difference(bag: NodeBag, poses: list[tuple[int, np.ndarray, np.ndarray]]) -> float:
+    live = bag.trajectory()
+    if live is None or len(poses) < 2:
+        return math.nan
+    stamps, translations, quaternions = zip(*poses, strict=True)
+    replayed = Trajectory(np.array(stamps), np.stack(translations), np.stack(quaternions))
+    first, second = match(live, replayed, tolerance_ns=0)
+    moved = align(first, second, "se3").apply(first)
+    return float(absolute_errors(moved, second).max())

@@ -27,6 +27,10 @@ class FrameRange:
         """The items of this range; what comes after it is not read."""
         return itertools.islice(items, self.start, self.stop, self.step)
 
+    def count(self, frames: int) -> int:
+        """How many of so many frames are in it."""
+        return len(range(frames)[self.start : self.stop : self.step])
+
     @classmethod
     def parse(cls, text: str) -> FrameRange:
         """From ``START:STOP:STEP``, where every part may be left out.

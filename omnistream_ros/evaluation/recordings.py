@@ -51,7 +51,7 @@ class RecordingInfo:
         layout: name of the layout, such as ``rosbag2 (mcap)`` or ``TUM folder``.
         images, depth, poses: where each comes from (topic or file), in words.
         frames, depths: how many there are, where the container says so.
-        duration_s: from first to last entry.
+        duration_s: from the stamp of the first image to that of the last.
         width, height: size of the first image.
         intrinsics: of the first image.
         notes: what a user should know, such as distortion or a topic that was ignored.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omnistream_ros.evaluation import report_figures
-from omnistream_ros.evaluation.replay import SequenceResult
+from omnistream_ros.evaluation.sequence_result import SequenceResult
 from omnistream_ros.evaluation.summary import EXPLANATIONS
 
 _STYLE = """
@@ -36,15 +36,42 @@ tr.mean td { font-weight: 600; border-top: 2px solid var(--line); }
 tr.baseline td { color: var(--soft); }
 .bad { color: var(--warn); }
 .scroll { overflow-x: auto; }
-img { max-width: 100%; height: auto; display: block; }
+figure { margin: .8rem 0 1.2rem; }
+figcaption { color: var(--soft); font-size: .87rem; max-width: 62rem; }
+img { width: 100%; height: auto; display: block; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; }
 dt { font-weight: 600; } dd { margin: 0; }
 @media print {
   body { font-size: 10pt; } main { padding: 0; max-width: none; }
   h2 { break-before: page; } h2.first { break-before: auto; }
-  img, table, h3 { break-inside: avoid; } h3 { break-after: avoid; }
+  @page { margin: 14mm; }
+  figure, table, h3 { break-inside: avoid; } h3, table { break-after: avoid; }
+  th, td { padding: .2rem .45rem; } .scroll { overflow: visible; }
 }
 """
+
+
+_EXAMPLES_CAPTION = (
+    "Frames evenly spread over the sequence. Depth after the one factor of the row <b>scale</b>, "
+    "where there is truth; both depths share one logarithmic scale. Error is |predicted - true| / "
+    "true, cut at 50 %. Grey: unknown."
+)
+_PATH_CAPTION = (
+    "The estimate is laid onto the truth by Sim(3): rotated, moved and scaled as a whole, over all "
+    "matched poses. A circle is the start, a square the end."
+)
+_ERRORS_CAPTION = (
+    "Above: AbsRel of every frame, and flicker. Below: distance to the true position after Sim(3) "
+    "and after SE(3) alignment of the whole path. Dotted: a new epoch began."
+)
+_TIMING_CAPTION = (
+    "Time in the model's stages, on this machine while the evaluation ran; reading and scoring are "
+    "not in it. The slowest percent lies outside of the histogram."
+)
+_MEMORY_CAPTION = (
+    "Left: memory of the whole evaluating process, with the pixels that it keeps for scoring. "
+    "Right: frames in the KV-cache; dashed: its capacity."
+)
 
 
 def write_report(path: Path, content: dict[str, Any], results: Sequence[SequenceResult]) -> None:
@@ -61,8 +88,9 @@ def write_report(path: Path, content: dict[str, Any], results: Sequence[Sequence
     title = f"Evaluation of {', '.join(name for name, _ in models) or 'nothing'}"
     parts = [
         f"<h1>{html.escape(title)}</h1>",
-        f'<p class="soft">{len(results)} recordings, '
-        f"{sum(len(result.rows) for result in results)} frames</p>",
+        f'<p class="soft">{len(results)} {"recording" if len(results) == 1 else "recordings"}, '
+        f"{sum(len(result.rows) for result in results)} frames; "
+        f"{_text(content.get('machine', ''))}</p>",
         _overview(content),
     ]
     for numbers, result in zip(content["sequences"], results, strict=True):
@@ -82,8 +110,9 @@ def write_report(path: Path, content: dict[str, Any], results: Sequence[Sequence
 
 def _overview(content: dict[str, Any]) -> str:
     """All sequences and their means."""
-    head = ("sequence", "frames", "AbsRel metric", "d &lt; 1.25", "AbsRel scale", "d &lt; 1.25",
-            "constant", "ATE (m)", "RPE (m)", "RPE (deg)", "standing still (m)")  # fmt: skip
+    head = ("sequence", "frames", "AbsRel metric", "d &lt; 1.25 metric", "AbsRel scale",
+            "d &lt; 1.25 scale", "AbsRel constant", "ATE (m)", "RPE (m)", "RPE (deg)",
+            "ATE static (m)")  # fmt: skip
     rows = []
     for one in content["sequences"]:
         if one["status"] == "failed":
@@ -104,8 +133,11 @@ def _overview(content: dict[str, Any]) -> str:
     for note in content.get("notes", []):
         out += f'<p class="bad">{_text(note)}</p>'
     return out + (
-        '<p class="soft">Depth means are weighted by valid pixels, pose means are not. ATE and RPE '
-        "after Sim(3).</p>"
+        '<p class="soft">Depth: <b>metric</b> as predicted, <b>scale</b> after one factor per '
+        "sequence, <b>constant</b> the baseline that sees nothing: the sequence's median depth "
+        "everywhere. Pose: ATE and RPE after Sim(3) alignment (rotation, translation, scale); "
+        "<b>static</b> is a camera that stands still. Depth means are weighted by valid pixels, "
+        "pose means are not.</p>"
     )
 
 
@@ -140,19 +172,22 @@ def _sequence(numbers: dict[str, Any], result: SequenceResult) -> str:
     if numbers["depth"]:
         out += "<h3>Depth</h3>" + _depth_table(numbers)
     if result.examples:
-        out += _figure(result, report_figures.examples, "examples", "png")
+        out += _figure(result, report_figures.examples, "examples", "jpeg", _EXAMPLES_CAPTION)
     if numbers["pose"]:
         out += "<h3>Pose</h3>" + _pose_table(numbers)
     if result.trajectory is not None:
-        out += _figure(result, report_figures.paths, "camera path", "svg+xml")
+        truth = _PATH_CAPTION if result.truth is not None else "No true path to compare with."
+        out += _figure(result, report_figures.paths, "camera path", "svg+xml", truth)
     if result.depth or result.pose:
         out += "<h3>Error over time</h3>"
-        out += _figure(result, report_figures.errors, "errors over time", "svg+xml")
+        out += _figure(
+            result, report_figures.errors, "errors over time", "svg+xml", _ERRORS_CAPTION
+        )
     if numbers["latency_ms"]:
         out += "<h3>Time per frame</h3>" + _latency_table(numbers)
-        out += _figure(result, report_figures.timing, "latency", "svg+xml")
-        out += "<h3>Memory and context</h3>"
-        out += _figure(result, report_figures.memory, "memory", "svg+xml")
+        out += _figure(result, report_figures.timing, "latency", "svg+xml", _TIMING_CAPTION)
+        out += "<h3>Memory and cache</h3>"
+        out += _figure(result, report_figures.memory, "memory", "svg+xml", _MEMORY_CAPTION)
     if result.live is not None:
         out += "<h3>Live</h3>" + _live_table(numbers["live"])
     return out
@@ -184,6 +219,8 @@ def _depth_table(numbers: dict[str, Any]) -> str:
     if "coverage" in first:
         text += f", {100 * first['coverage']:.1f} % of the valid truth; "
     text += f"flicker {_percent(numbers['flicker'])}"
+    if numbers["depth"].get("scale", {"alignment": {}})["alignment"] is None:
+        text += "; every frame aligned by itself"
     return f'<div class="scroll"><table>{_head(head)}{"".join(rows)}</table></div>' + (
         f'<p class="soft">{text}</p>'
     )
@@ -216,7 +253,8 @@ def _pose_table(numbers: dict[str, Any]) -> str:
     )
     first = next(iter(numbers["pose"].values()))
     return f'<div class="scroll"><table>{_head(head)}{"".join(rows)}</table></div>' + (
-        f'<p class="soft">{first["matched"]} matched poses, {first["path_m"]:.2f} m of way</p>'
+        f'<p class="soft">{first["matched"]} poses matched within 20 ms; the true path is '
+        f"{first['path_m']:.2f} m long</p>"
     )
 
 
@@ -229,18 +267,24 @@ def _latency_table(numbers: dict[str, Any]) -> str:
 
 
 def _live_table(live: dict[str, Any]) -> str:
-    rows = [
-        _row([_text(key.replace("_", " ")), _text(_short(value))]) for key, value in live.items()
-    ]
-    return f"<table>{''.join(rows)}</table>"
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, float):
-        return "-" if math.isnan(value) else f"{value:.4g}"
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {_short(item)}" for key, item in value.items()) or "none"
-    return str(value)
+    dropped = ", ".join(f"{count} {_text(why)}" for why, count in live["dropped"].items())
+    rows = {
+        "frames": f"{live['played']} played, {live['received']} received, "
+        f"{live['processed']} processed",
+        "dropped": dropped or "none",
+        "rate": f"{_number(live['rate_hz'], 1)} of {_number(live['played_hz'], 1)} Hz",
+        "receipt to last output": f"{_number(live['latency_median_ms'], 1)} ms median, "
+        f"{_number(live['latency_p95_ms'], 1)} ms p95",
+        **{f"stage {name}": f"{value} ms" for name, value in live["stages_ms"].items()},
+    }
+    table = "".join(_row([_text(name), _text(value)]) for name, value in rows.items())
+    return (
+        f"<table>{table}</table>"
+        '<p class="soft">The recording was played in real time to a real node. Stages: median / '
+        f"p95. A replay of the {live['same_frames']} frames that the node used gives the same "
+        f"results to {live['depth_difference']:.2g} (relative, depth) and "
+        f"{live['position_difference_m']:.2g} m (position), at most.</p>"
+    )
 
 
 def _about(content: dict[str, Any], models: list[tuple[str, str]]) -> str:
@@ -257,10 +301,15 @@ def _about(content: dict[str, Any], models: list[tuple[str, str]]) -> str:
 
 
 def _figure(
-    result: SequenceResult, draw: Callable[[SequenceResult], bytes], alt: str, kind: str
+    result: SequenceResult,
+    draw: Callable[[SequenceResult], bytes],
+    alt: str,
+    kind: str,
+    caption: str,
 ) -> str:
     data = base64.b64encode(draw(result)).decode("ascii")
-    return f'<img alt="{alt}" src="data:image/{kind};base64,{data}">'
+    image = f'<img alt="{alt}" src="data:image/{kind};base64,{data}">'
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
 def _definitions(items: dict[str, str]) -> str:

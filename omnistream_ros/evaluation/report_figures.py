@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import colors
@@ -16,17 +17,19 @@ from matplotlib.ticker import FormatStrFormatter
 from omnistream_ros.evaluation import camera_path
 from omnistream_ros.evaluation.depth_pairs import resize_prediction
 from omnistream_ros.evaluation.pose_metrics import absolute_errors, align, match
-from omnistream_ros.evaluation.replay import Example, SequenceResult
+from omnistream_ros.evaluation.sequence_result import Example, SequenceResult
 
 BLUE, ORANGE, GREY, GREEN = "#2f6db3", "#e4572e", "#8a9199", "#3a9d6e"
 INK, GRID, UNKNOWN = "#22262b", "#e6e8eb", "#d9dce0"
 _DEPTH_COLOURS, _ERROR_COLOURS = "turbo_r", "magma"
 _ERROR_LIMIT = 0.5
 _ROWS = 6  # of examples
+_WIDTH = 10.6  # inches; the page's column
+_MANY = 3000  # points, beyond which a line is drawn as pixels: an SVG of it would be megabytes
 
 
 def examples(result: SequenceResult) -> bytes:
-    """Rows of input, prediction, truth and error as PNG, on one scale of metres."""
+    """Rows of input, prediction, truth and error as JPEG, on one scale of metres."""
     kept = result.examples
     shown = [kept[i] for i in np.unique(np.linspace(0, len(kept) - 1, _ROWS).round().astype(int))]
     truth = any(example.truth is not None for example in shown)
@@ -67,7 +70,7 @@ def examples(result: SequenceResult) -> bytes:
         bar.ax.tick_params(which="both", labelsize=7)
         bar.ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         bar.ax.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
-    return _png(figure)
+    return _saved(figure, "jpg", pil_kwargs={"quality": 88})
 
 
 def errors(result: SequenceResult) -> bytes:
@@ -103,7 +106,7 @@ def errors(result: SequenceResult) -> bytes:
 
 def paths(result: SequenceResult) -> bytes:
     """The path from above and from the side, estimated and true, as SVG."""
-    figure = Figure(figsize=(9.2, 4.4))
+    figure = Figure(figsize=(_WIDTH, 4.4))
     top, side = figure.subplots(1, 2)
     estimate, truth = result.trajectory, result.truth
     assert estimate is not None
@@ -131,7 +134,7 @@ def paths(result: SequenceResult) -> bytes:
 
 def timing(result: SequenceResult) -> bytes:
     """Latency as histogram and over time, by stage, as SVG."""
-    figure = Figure(figsize=(9.2, 3.2))
+    figure = Figure(figsize=(_WIDTH, 3.2))
     histogram, timeline = figure.subplots(1, 2, gridspec_kw={"width_ratios": [1, 2]})
     totals = np.array([sum(row.timings_ms.values()) for row in result.rows])
     late = float(np.percentile(totals, 99))
@@ -152,7 +155,7 @@ def timing(result: SequenceResult) -> bytes:
 
 def memory(result: SequenceResult) -> bytes:
     """Memory of the process and frames in the context over time, as SVG."""
-    figure = Figure(figsize=(9.2, 2.6))
+    figure = Figure(figsize=(_WIDTH, 2.6))
     left, right = figure.subplots(1, 2)
     frames = [row.number for row in result.rows]
     left.plot(frames, [row.memory_mib for row in result.rows], color=BLUE, linewidth=1.2)
@@ -162,7 +165,7 @@ def memory(result: SequenceResult) -> bytes:
         right.axhline(result.context_capacity, color=GREY, linewidth=1.0, linestyle="--")
     right.set_ylim(0, max(1.15 * result.context_capacity, 1.0))
     _finish(left, "memory (MiB)", "frame")
-    _finish(right, "frames in context", "frame")
+    _finish(right, "cache fill (frames)", "frame")
     figure.tight_layout()
     return _svg(figure)
 
@@ -171,7 +174,7 @@ def memory(result: SequenceResult) -> bytes:
 
 
 def _panels(count: int, height: float) -> tuple[Figure, np.ndarray]:
-    figure = Figure(figsize=(9.2, height))
+    figure = Figure(figsize=(_WIDTH, height))
     axes = figure.subplots(count, 1, sharex=True)
     figure.subplots_adjust(left=0.08, right=0.99, top=0.97, bottom=0.12, hspace=0.12)
     return figure, axes
@@ -211,13 +214,19 @@ def _depth_norm(shown: Sequence[Example]) -> colors.Normalize:
     return colors.LogNorm(max(float(low), 1e-3), max(float(high), 1.05 * float(low)))
 
 
-def _png(figure: Figure) -> bytes:
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=100, facecolor="white")
-    return out.getvalue()
-
-
 def _svg(figure: Figure) -> bytes:
+    for axes in figure.axes:
+        for artist in (*axes.lines, *axes.collections):
+            axes_points = max((len(path.vertices) for path in _paths(artist)), default=0)
+            artist.set_rasterized(axes_points > _MANY)
+    return _saved(figure, "svg", metadata={"Date": None})
+
+
+def _paths(artist: Any) -> list[Any]:
+    return [artist.get_path()] if hasattr(artist, "get_path") else artist.get_paths()
+
+
+def _saved(figure: Figure, kind: str, **options: Any) -> bytes:
     out = io.BytesIO()
-    figure.savefig(out, format="svg", facecolor="white", metadata={"Date": None})
+    figure.savefig(out, format=kind, dpi=110, facecolor="white", **options)
     return out.getvalue()

@@ -65,6 +65,12 @@ class Rosbag2Recording(Recording):
             notes.append(
                 f"images are distorted ({camera.distortion_model}): undistorted here, K kept"
             )
+        duration_s = self._stamped_s()
+        received_s = self._bag.duration_ns / 1e9
+        if duration_s is not None and abs(duration_s - received_s) > 1.0 + 0.1 * received_s:
+            notes.append(
+                f"stamps span {duration_s:.1f} s but reception {received_s:.1f} s; stamps are used"
+            )
         return RecordingInfo(
             layout=f"rosbag2 ({self._bag.storage})",
             images=self.topics.image,
@@ -72,7 +78,7 @@ class Rosbag2Recording(Recording):
             poses=self.topics.pose,
             frames=self._bag.topics[self.topics.image][1],
             depths=self._bag.topics[self.topics.depth][1] if self.topics.depth else None,
-            duration_s=self._bag.duration_ns / 1e9,
+            duration_s=duration_s,
             width=first.width if first else None,
             height=first.height if first else None,
             intrinsics=first.intrinsics if first else None,
@@ -82,6 +88,13 @@ class Rosbag2Recording(Recording):
                 for topic, (kind, count) in sorted(self._bag.topics.items())
             ),
         )
+
+    def _stamped_s(self) -> float | None:
+        """Seconds from the stamp of the first image to that of the last."""
+        first, last = self._bag.first(self.topics.image), self._bag.last(self.topics.image)
+        if first is None or last is None:
+            return None
+        return (stamp_of(last.header) - stamp_of(first.header)) / 1e9
 
     def frames(self) -> Iterator[Frame]:
         compressed = self._bag.topics[self.topics.image][0] == COMPRESSED

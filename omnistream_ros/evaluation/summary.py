@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from omnistream_ros.evaluation.depth_metrics import DepthMetrics, weighted_mean
-from omnistream_ros.evaluation.replay import SequenceResult
+from omnistream_ros.evaluation.sequence_result import SequenceResult
 from omnistream_ros.evaluation.trajectory import format_stamp, write_tum
 
 FORMAT = 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omnistream_ros.evaluation.evaluate import Options, evaluate_one
-from omnistream_ros.evaluation.replay import SequenceResult
+from omnistream_ros.evaluation.sequence_result import SequenceResult
 from omnistream_ros.model import ModelCard, load_model, save_model
 
 

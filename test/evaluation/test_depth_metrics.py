@@ -224,7 +224,7 @@ def test_prediction_is_resized_to_the_truth() -> None:
 
 def test_blocks_on_disk_equal_blocks_in_memory() -> None:
     prediction, truth = scene(frames=6)
-    memory, disk = pairs_of(prediction, truth), DepthPairs(memory_bytes=100)
+    memory, disk = pairs_of(prediction, truth), DepthPairs(memory_pixels=10)
     for index in range(6):
         disk.add(index, prediction[index], truth[index])
     assert [p.tobytes() + t.tobytes() for p, t in memory] == [
@@ -232,6 +232,27 @@ def test_blocks_on_disk_equal_blocks_in_memory() -> None:
     ]
     assert evaluate_depth(memory, "scale") == evaluate_depth(disk, "scale")
     disk.close()
+
+
+@pytest.mark.parametrize("memory", [10, 10_000])
+def test_long_sequences_are_compared_at_some_pixels_but_weigh_by_all(memory: int) -> None:
+    prediction, truth = scene(seed=4, frames=9)
+    valid = np.isfinite(truth)
+    total = int(valid.sum())
+    few = DepthPairs(memory_pixels=memory, most_pixels=total // 3)
+    for index, (p, t) in enumerate(zip(prediction, truth, strict=True)):
+        few.add(index, p, t)
+    assert few.every == 4
+    assert (few.compared, few.pixels <= total // 3) == (total, True)
+    kept = [(p[v][::4], t[v][::4]) for p, t, v in zip(prediction, truth, valid, strict=True)]
+    for block, (p, t) in zip(few, kept, strict=True):
+        assert np.array_equal(block[0], p)
+        assert np.array_equal(block[1], t)
+    result = evaluate_depth(few, "metric")
+    errors = np.concatenate([np.abs(p - t) / t for p, t in kept])
+    assert result.metrics.abs_rel == pytest.approx(errors.mean(), rel=1e-6)
+    assert result.metrics.pixels == total
+    few.close()
 
 
 def test_nothing_to_compare_is_an_error_not_a_number() -> None:

@@ -16,14 +16,17 @@ from pathlib import Path
 import pytest
 from corridor import write_tum_folder
 
+from omnistream_ros.evaluation import evaluate_command
 from omnistream_ros.evaluation.child_process import ChildError, ChildProcess, children, wait_until
 from omnistream_ros.evaluation.demo import run_demo
+from omnistream_ros.evaluation.evaluate import Options
 from omnistream_ros.evaluation.live import (
     environment,
     free_domain,
     selection_arguments,
     transport_profile,
 )
+from omnistream_ros.evaluation.output_folder import OutputFolderError, output_folder
 from omnistream_ros.evaluation.recordings import Selection
 
 STUBBORN = (
@@ -171,6 +174,41 @@ def test_selection_becomes_options_again() -> None:
     assert selection_arguments(Selection()) == []
     words = selection_arguments(Selection(image_topic="/a", camera_frame="c"))
     assert words == ["--image-topic", "/a", "--camera-frame", "c"]
+
+
+@pytest.mark.parametrize("speed", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_speed_that_is_none_is_refused_before_anything_starts(tmp_path, speed: float) -> None:
+    folder = write_tum_folder(tmp_path / "corridor", 3)
+    with pytest.raises(ValueError, match="speed must be a positive number"):
+        run_demo(folder, tmp_path / "out", speed=speed)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_has_one_writer(tmp_path) -> None:
+    code = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from omnistream_ros.evaluation.output_folder import output_folder\n"
+        "with output_folder(Path(sys.argv[1])):\n"
+        "    print('{\"held\": 1}', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    folder = write_tum_folder(tmp_path / "corridor", 3)
+    out = tmp_path / "out"
+    other = start(tmp_path, code, str(out))
+    try:
+        wait_until(lambda: other.json_line("held"), 60, [other], "the folder is held")
+        for call in (
+            lambda: run_demo(folder, out),
+            lambda: evaluate_command.run([folder], Options(), out, say=lambda _: None),
+        ):
+            with pytest.raises(OutputFolderError, match=r"is being written by process \d+: wait"):
+                call()
+        assert [file.name for file in out.iterdir()] == [".lock"]
+    finally:
+        other.stop()
+    with output_folder(out):  # it is free again, although nobody cleaned up
+        pass
 
 
 def needs_ros() -> None:

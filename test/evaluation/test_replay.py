@@ -20,13 +20,16 @@ import pytest
 from corridor import FRAMES, SIZE, corridor_depth, corridor_path, write_tum_folder
 
 from omnistream_ros.evaluation import evaluate_command, summary
+from omnistream_ros.evaluation.collector import Scoring
 from omnistream_ros.evaluation.compare import compare
 from omnistream_ros.evaluation.depth_pairs import DepthPairs
 from omnistream_ros.evaluation.evaluate import Options, evaluate, evaluate_one
 from omnistream_ros.evaluation.predictors import FilePredictor, FramePrediction
+from omnistream_ros.evaluation.progress import ProgressBar, lengths
 from omnistream_ros.evaluation.protocols import PROTOCOLS, FrameRange
 from omnistream_ros.evaluation.recordings import RecordingError, open_recording
-from omnistream_ros.evaluation.replay import Scoring, SequenceResult, replay
+from omnistream_ros.evaluation.replay import replay
+from omnistream_ros.evaluation.sequence_result import SequenceResult
 from omnistream_ros.evaluation.trajectory import read_tum
 
 
@@ -338,6 +341,24 @@ def test_full_disk_leaves_the_old_metrics(evaluation, tmp_path, monkeypatch) -> 
     assert (tmp_path / "metrics.json").read_bytes() == b"old"
 
 
+# -- progress -------------------------------------------------------------------------------------
+
+
+def test_progress_says_rate_and_remaining_time(corridor, tmp_path) -> None:
+    write_tum_folder(tmp_path / "long", 30)
+    options = Options(frames=FrameRange(2, None, 2))
+    totals = lengths([corridor, tmp_path / "long", tmp_path / "absent"], options)
+    assert totals == [5, 14, 0]
+    bar = ProgressBar([30, 7000])
+    bar("first", 30, 30)
+    bar("second", 10, 7000)
+    line = bar.text("second", 7000, elapsed_s=4.0)
+    assert line == "[2/2] second: 10 of 7000  10.0 frames/s  11:39 left"
+    unknown = ProgressBar([None])
+    unknown("video", 8, None)
+    assert unknown.text("video", None, elapsed_s=2.0) == "video: 8  4.0 frames/s"
+
+
 # -- a real model ---------------------------------------------------------------------------------
 
 
@@ -404,7 +425,8 @@ def test_ctrl_c_of_the_program_writes_the_report(model_file, tmp_path) -> None:
     code = (
         "import sys, signal\n"
         "from omnistream_ros.evaluation import evaluate_command\n"
-        "from omnistream_ros.evaluation.evaluate import Options, ProgressBar\n"
+        "from omnistream_ros.evaluation.evaluate import Options\n"
+        "from omnistream_ros.evaluation.progress import ProgressBar\n"
         "from pathlib import Path\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "ProgressBar.__call__ = lambda self, name, done, total: print(done, flush=True)\n"
@@ -454,7 +476,7 @@ def test_memory_of_a_long_replay_is_constant(tmp_path) -> None:
     peaks = []
     for frames in (60, 600):
         tracemalloc.start()
-        pairs = DepthPairs(memory_bytes=2**20)  # of about 120 MiB that the pixels come to
+        pairs = DepthPairs(memory_pixels=2**16)  # of 7 million that there are
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("omnistream_ros.evaluation.replay.DepthPairs", lambda pairs=pairs: pairs)
             result = replay(recording, Constant(), Scoring(frames=FrameRange(0, frames)))

@@ -332,8 +332,51 @@ def test_bad_image_in_the_middle_names_its_number(tmp_path) -> None:
     frames = opened(tmp_path / "bag", entries).frames()
     next(frames)
     next(frames)
-    with pytest.raises(RecordingError, match=r"/cam/image_raw, message 2: image data has 134 bytes"):
+    with pytest.raises(RecordingError, match=r"image_raw, message 2: image data has 134 bytes"):
         next(frames)
+
+
+@pytest.mark.parametrize("suffix", [".mcap", ".db3"])
+def test_other_files_by_the_name_of_a_bag_are_told_as_such(tmp_path, suffix: str) -> None:
+    (tmp_path / f"notes{suffix}").write_text("these are my notes on the recording\n")
+    for path in (tmp_path / f"notes{suffix}", tmp_path):
+        with pytest.raises(RecordingError, match="is not a bag: it does not begin as a") as caught:
+            open_recording(path)
+        assert "repaired" not in str(caught.value)
+    (tmp_path / f"notes{suffix}").write_bytes(b"")
+    with pytest.raises(RecordingError, match="is empty"):
+        open_recording(tmp_path)
+
+
+def test_messages_about_damage_are_one_sentence_after_the_other(tmp_path) -> None:
+    bag = bags.write_bag(tmp_path / "bag", camera_entries(50))
+    file = next(bag.glob("*.mcap"))
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(RecordingError, match="repaired") as caught:
+        open_recording(bag)
+    assert ".." not in str(caught.value).replace("/..", "")
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_inspect_counts_the_time_of_the_stamps(tmp_path, storage: str) -> None:
+    """Five images at ten a second, which arrived (and were recorded) in a burst of 40 ns."""
+    entries = list(camera_entries(5))
+    burst = [(topic, 10**18 + n, message) for n, (topic, _, message) in enumerate(entries)]
+    bag = bags.write_bag(tmp_path / "bag", burst, storage=storage)
+    recording = open_recording(bag)
+    stamps = [frame.stamp_ns for frame in recording.frames()]
+    expected = (stamps[-1] - stamps[0]) / 1e9
+    assert recording.info().duration_s == pytest.approx(expected)
+    assert f"duration    {expected:.2f} s ({4 / expected:.1f}/s)" in describe(recording)
+
+
+def test_the_last_image_is_found_far_from_the_end(tmp_path) -> None:
+    entries = list(camera_entries(3))
+    late = ("/chatter", 10**18 + 10**12, entries[0][2])  # another topic goes on for a while
+    recording = opened(tmp_path / "bag", [*entries, late])
+    stamps = [frame.stamp_ns for frame in recording.frames()]
+    assert recording.info().duration_s == pytest.approx((stamps[-1] - stamps[0]) / 1e9)
+    assert any("stamps are used" in note for note in recording.info().notes)
 
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])

@@ -102,6 +102,17 @@ def test_without_a_command_the_usage_is_shown() -> None:
     assert "usage: omnistream" in done.stderr
 
 
+@pytest.mark.parametrize("command", [("demo",), ("play", "bag")])
+@pytest.mark.parametrize("speed", ["0", "-1", "nan", "inf", "fast"])
+def test_a_speed_that_is_none_is_refused(
+    capsys: pytest.CaptureFixture[str], command: tuple[str, ...], speed: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*command, f"--speed={speed}"])
+    assert caught.value.code == 2
+    assert "argument --speed" in capsys.readouterr().err
+
+
 def test_missing_model_ends_with_one_line(tmp_path: Path) -> None:
     done = _omnistream("info", str(tmp_path / "nothing"))
     assert done.returncode == 2
