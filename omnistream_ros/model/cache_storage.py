@@ -95,6 +95,11 @@ class TensorStorage:
     def nbytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
 
+    @property
+    def bias(self) -> Tensor | None:
+        """What attention adds to the scores of each token, (tokens,); None: nothing."""
+        return self._bias
+
     def write(self, layer: int, rows: slice, first: int, k: Tensor, v: Tensor) -> None:
         tokens = slice(first, first + k.shape[2])
         self.keys[layer, rows, :, tokens] = k
