@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from omnistream_ros.cli import (
     evaluation_commands,
     model_commands,
+    probe_commands,
     recording_commands,
     training_commands,
 )
@@ -56,7 +57,13 @@ def _parser() -> argparse.ArgumentParser:
         "--traceback", action="store_true", help="show where in the code an error was found"
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (model_commands, recording_commands, evaluation_commands, training_commands):
+    for module in (
+        model_commands,
+        recording_commands,
+        evaluation_commands,
+        training_commands,
+        probe_commands,
+    ):
         module.declare(commands)
     return parser
 
