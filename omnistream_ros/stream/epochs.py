@@ -26,6 +26,8 @@ class EpochReason(str, enum.Enum):
     CAMERA_CHANGE = "camera_change"
     TIME_JUMP_BACK = "time_jump_back"
     GAP = "gap"
+    CONTEXT_FULL = "context_full"  # a cache that keeps every frame holds no more
+    OUT_OF_MEMORY = "out_of_memory"  # the epoch before ended because the device had no memory left
 
 
 class EpochRules:
@@ -51,11 +53,11 @@ class EpochRules:
         self._size = (0, 0)
         self._camera: Intrinsics | None = None  # of the first frame of the epoch
 
-    def request(self) -> None:
+    def request(self, reason: EpochReason = EpochReason.REQUEST) -> None:
         """Make the next frame begin a new epoch. Before the first frame it changes nothing."""
         if not self._fresh:
             self._fresh = True
-            self._pending = EpochReason.REQUEST
+            self._pending = reason
 
     def check(self, frame: Frame) -> EpochReason | None:
         """Return why ``frame`` begins a new epoch, or None when it continues the current one."""

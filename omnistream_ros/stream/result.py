@@ -12,6 +12,7 @@ import torch
 
 from omnistream_ros.stream.epochs import EpochReason
 from omnistream_ros.stream.frame import Intrinsics
+from omnistream_ros.stream.stopwatch import Stopwatch
 
 
 class FeatureKind(str, enum.Enum):
@@ -105,7 +106,7 @@ class StreamResult:
         model_size: (H, W) of the image that the model saw.
         source_size: (H, W) of the frame.
         model_to_source: (2, 3) float64 affine from model pixels to source pixels.
-        timings: seconds by stage: preprocess, backbone, heads, pose, postprocess.
+        watch: when the stages of the step were done, see `timings`.
     """
 
     stamp_ns: int
@@ -123,4 +124,13 @@ class StreamResult:
     model_size: tuple[int, int]
     source_size: tuple[int, int]
     model_to_source: np.ndarray
-    timings: dict[str, float]
+    watch: Stopwatch
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Seconds by stage: preprocess, backbone, heads, pose, postprocess.
+
+        An engine that runs the network as a whole has one stage, model, for the second and third.
+        On a GPU this waits for the step to be done.
+        """
+        return self.watch.seconds()

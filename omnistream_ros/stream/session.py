@@ -7,24 +7,26 @@ which several sessions may share. It is not thread-safe: one frame at a time.
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
 
-from omnistream_ros.model import KVCache, OmniStream, Prediction
-from omnistream_ros.stream.camera_estimate import CameraEstimate
-from omnistream_ros.stream.depth_resize import resize_confidence, resize_depth
-from omnistream_ros.stream.epochs import EpochRules
-from omnistream_ros.stream.features import check_feature, feature_tensor
-from omnistream_ros.stream.frame import Frame, Intrinsics
-from omnistream_ros.stream.head_pose import HeadPose
-from omnistream_ros.stream.odometry import Odometry
-from omnistream_ros.stream.preprocess import Preprocessor, model_size, model_to_source
-from omnistream_ros.stream.result import Outputs, Pose, StreamResult
+from omnistream_ros.model import KVCache, OmniStream
+from omnistream_ros.model.cache_policy import Policy, Window
+from omnistream_ros.stream.camera_stream import POSES, RESOLUTIONS, CameraStream
+from omnistream_ros.stream.device_memory import (
+    StreamMemoryError,
+    available_bytes,
+    is_out_of_memory,
+)
+from omnistream_ros.stream.engines import Engine, TorchEngine
+from omnistream_ros.stream.epochs import EpochReason
+from omnistream_ros.stream.frame import Frame
+from omnistream_ros.stream.result import Outputs, StreamResult
+from omnistream_ros.stream.stopwatch import Stopwatch
 
-RESOLUTIONS = ("model", "source")
-POSES = ("head", "geometric")
+__all__ = ["POSES", "RESOLUTIONS", "StreamMemoryError", "StreamSession"]
+
 _EVERYTHING = Outputs()
 
 
@@ -33,13 +35,17 @@ class StreamSession:
 
     Args:
         model: the network, on its device and in its dtype.
-        sink: first frames of an epoch that stay visible for ever.
-        window: recent frames that stay visible, the current one included.
+        sink, window: short for `policy=Window(sink, window)`: the first frames of an epoch that
+            stay visible for ever, and the recent ones, the current one included.
+        policy: what the stream remembers, see `model/cache_policy`.
+        cache_megabytes: the window is made as short as this budget for the cache wants; None: no
+            budget.
         max_gap_s: a longer time between two frames begins a new epoch.
         resolution: of depth and confidence: "model" as the network computes them, or "source", the
             size of the camera image (edges stay sharp, planes stay planes: see `depth_resize`).
         pose: where the pose comes from: "geometric" (`odometry`: matching, depth and a solver), or
             "head" (the network's camera head). By default geometric where the model can.
+        engine: runs the steps of this model; by default torch, operation by operation.
 
     Raises:
         ValueError: an argument that makes no sense, or that this model cannot do.
@@ -51,45 +57,32 @@ class StreamSession:
         *,
         sink: int = 1,
         window: int = 16,
+        policy: Policy | None = None,
+        cache_megabytes: float | None = None,
         max_gap_s: float = 2.0,
         resolution: str = "model",
         pose: str | None = None,
+        engine: Engine | None = None,
     ) -> None:
-        if resolution not in RESOLUTIONS:
-            raise ValueError(f"resolution must be one of {RESOLUTIONS}, got {resolution!r}")
-        if sink < 0 or window < 1:
-            raise ValueError(
-                f"sink must be at least 0 and window at least 1 frame, got {sink} and {window}"
-            )
-        if pose is None:
-            pose = "head" if model.matching_head is None else "geometric"
-        if pose not in POSES:
-            raise ValueError(f"pose must be one of {POSES}, got {pose!r}")
-        if pose == "geometric" and model.matching_head is None:
-            raise ValueError(
-                f"model {model.config.name!r} has no matching head, so pose cannot be geometric; "
-                "use pose='head'"
-            )
+        if cache_megabytes is not None and not cache_megabytes > 0:
+            raise ValueError(f"cache_megabytes must be above 0, got {cache_megabytes}")
         self._model = model
-        self._config = model.config
-        self._sink = sink
-        self._window = window
-        self._resolution = resolution
-        self._rules = EpochRules(max_gap_s)
-        self._pose: HeadPose | Odometry = HeadPose()
-        if pose == "geometric":
-            assert model.matching_head is not None
-            self._pose = Odometry(model.matching_head)
-        self._camera = CameraEstimate(model.config.canonical_focal)
-        self._epoch = -1  # of the last frame; the first frame begins epoch 0
-        # Made for the first image, kept as long as images of that size come.
-        self._preprocess: Preprocessor | None = None
+        self._engine = engine or TorchEngine(model)
+        self._policy = policy or Window(sink, window)
+        self._budget = cache_megabytes
+        self._stream = CameraStream(model, max_gap_s=max_gap_s, resolution=resolution, pose=pose)
+        # Made for the first image, kept as long as images of that shape come.
         self._cache: KVCache | None = None
 
     @property
+    def policy(self) -> Policy:
+        """What is remembered; from the first frame on as short as the budget wants."""
+        return self._policy if self._cache is None else self._cache.policy
+
+    @property
     def context_capacity(self) -> int:
-        """Frames that attention can see at most."""
-        return self._sink + self._window
+        """Frames that attention can see at most, keyframes included."""
+        return self.policy.slots + self.policy.entries
 
     @property
     def cache_bytes(self) -> int:
@@ -98,9 +91,19 @@ class StreamSession:
 
     def reset(self) -> None:
         """Begin a new epoch with the next frame (reason "request"); the pose stays continuous."""
-        self._rules.request()
+        self._stream.request_epoch()
 
-    @torch.no_grad()
+    def restart(self) -> None:
+        """Be as new, in the memory that is allocated already: epoch 0, pose at the origin."""
+        self._stream.forget()
+
+    def release(self) -> None:
+        """Give back all memory; the epoch ends, the next frame allocates anew."""
+        self._cache = None
+        self._stream.release()
+        if self._model.backbone.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def step(self, frame: Frame, outputs: Outputs = _EVERYTHING) -> StreamResult:
         """Process the next frame.
 
@@ -109,85 +112,67 @@ class StreamSession:
             outputs: what to compute beyond advancing the stream.
 
         Raises:
-            ValueError: an output that this model does not have, or an image that is too elongated;
-                the stream is then as if the frame had never come.
+            ValueError: an output that this model does not have, an image that is too elongated, or
+                a budget too small for it; the stream is then as if the frame had never come.
+            StreamMemoryError: the device has not enough memory. What the stream held is given back,
+                its epoch is over, and the next frame begins another.
         """
-        self._check_outputs(outputs)
-        watch = _Stopwatch(self._model.backbone.device)
-        reason = self._rules.check(frame)
+        try:
+            return self._step(frame, outputs)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0]
+        # Outside of the handler: the exception held every tensor of the step.
+        self._end_epoch_for_memory()
+        raise StreamMemoryError(
+            f"out of memory on {self._model.backbone.device} at an image of "
+            f"{frame.width}x{frame.height}: {reason}. The stream's memory was given back; take a "
+            "shorter window or smaller images"
+        )
+
+    @torch.no_grad()
+    def _step(self, frame: Frame, outputs: Outputs) -> StreamResult:
+        stream = self._stream
+        stream.check(outputs)
+        watch = Stopwatch(self._model.backbone.device)
+        reason = stream.begins(frame)
+        if reason is None and self._is_full():
+            reason = EpochReason.CONTEXT_FULL
         if reason is not None:
-            self._begin_epoch((frame.height, frame.width))
-        assert self._preprocess is not None
+            self._begin_epoch(frame)
         assert self._cache is not None
-        pixels = self._preprocess(frame.image)  # (1, 3, h, w)
+        pixels = stream.pixels(frame)  # (1, 3, h, w)
         watch.lap("preprocess")
 
-        features = self._model.backbone.step(pixels, self._cache)
-        self._epoch += reason is not None
-        self._rules.accept(frame, begins=reason is not None)
-        watch.lap("backbone")
-
-        guess_camera = frame.intrinsics is None and (outputs.depth or outputs.pose)
-        head_pose = outputs.pose and isinstance(self._pose, HeadPose)
-        prediction = self._model.predict(
-            features,
+        prediction = self._engine.step(
+            pixels,
+            self._cache,
             depth=outputs.depth,
-            rays=False,
-            camera=self._model.camera_head is not None and (head_pose or guess_camera),
+            camera=stream.wants_camera(frame, outputs),
+            lap=watch.lap,
         )
-        source_camera = self._source_camera(frame, prediction)
-        size = self._preprocess.size
-        model_camera = source_camera.resized(size[1], size[0])
-        watch.lap("heads")
-
-        pose = self._update_pose(frame, prediction, model_camera) if outputs.pose else None
-        watch.lap("pose")
-
-        at_source = self._resolution == "source"
-        depth, confidence = prediction.depth, prediction.depth_confidence
-        if depth is not None and confidence is not None:
-            depth, confidence = self._scaled_depth(depth, model_camera), confidence[0].float()
-            if at_source:
-                wanted = (frame.height, frame.width)
-                depth, confidence = (
-                    resize_depth(depth, wanted),
-                    resize_confidence(confidence, wanted),
-                )
-        result = StreamResult(
-            stamp_ns=frame.stamp_ns,
-            epoch=self._epoch,
+        stream.accept(frame, reason)
+        return stream.result(
+            frame,
+            reason,
+            outputs,
+            prediction,
             frame_index=self._cache.frames_seen - 1,
-            epoch_reason=reason,
             context_frames=self._cache.context_frames(),
-            metric=self._config.metric and frame.intrinsics is not None,
-            intrinsics=source_camera if at_source else model_camera,
-            depth=depth,
-            confidence=confidence,
-            pose=pose,
-            features={key: feature_tensor(features, key, self._config) for key in outputs.features},
-            grid=features.grid,
-            model_size=size,
-            source_size=(frame.height, frame.width),
-            model_to_source=model_to_source(size, (frame.height, frame.width)),
-            timings=watch.seconds,
+            watch=watch,
         )
-        watch.lap("postprocess")
-        return result
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of everything the stream remembers; tensors, numpy arrays and plain numbers.
 
         A session of the same model and arguments that loads it continues to the last bit.
         """
+        cache = self._cache
         return {
-            "model": self._config.to_dict(),
-            "epoch": self._epoch,
-            "source_size": self._preprocess and self._preprocess.source_size,
-            "rules": self._rules.state_dict(),
-            "camera": self._camera.state_dict(),
-            "pose_source": type(self._pose).__name__,
-            "pose": self._pose.state_dict(),
-            "cache": self._cache and self._cache.state_dict(),
+            **self._stream.state_dict(),
+            "grid": None if cache is None else cache.grid,
+            "cache": None if cache is None else cache.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -197,110 +182,70 @@ class StreamSession:
             ValueError: the state comes from another model or another size of cache; the session is
                 then unchanged.
         """
-        if state["model"] != self._config.to_dict():
-            raise ValueError(
-                f"the saved stream belongs to model {state['model']['name']!r} with another "
-                f"configuration than this session's {self._config.name!r}"
-            )
-        if state["pose_source"] != type(self._pose).__name__:
-            raise ValueError(
-                f"the saved stream has its pose from {state['pose_source']}, this session from "
-                f"{type(self._pose).__name__}; create the session with the same `pose`"
-            )
-        if state["cache"] is None:
-            self._preprocess = self._cache = None
-        else:
-            source_size = tuple(state["source_size"])
-            preprocess, cache = self._allocate(source_size)
+        self._stream.check_state(state)
+        cache = None
+        if state["cache"] is not None:
+            patch = self._model.config.patch_size
+            height, width = (side * patch for side in state["grid"])
+            cache = self._allocate(height, width)
             cache.load_state_dict(state["cache"])
-            self._preprocess, self._cache = preprocess, cache
-        self._rules.load_state_dict(state["rules"])
-        self._camera.load_state_dict(state["camera"])
-        self._pose.load_state_dict(state["pose"])
-        self._epoch = int(state["epoch"])
+        self._cache = cache
+        self._stream.load_state_dict(state)
 
-    def _check_outputs(self, outputs: Outputs) -> None:
-        """Refuse what this model cannot give, before anything is touched."""
-        if outputs.depth and self._model.depth_head is None:
-            raise ValueError(
-                f"model {self._config.name!r} has no depth head; ask with Outputs(depth=False)"
-            )
-        if outputs.pose and isinstance(self._pose, HeadPose) and self._model.camera_head is None:
-            raise ValueError(
-                f"model {self._config.name!r} has no camera head; ask with Outputs(pose=False)"
-            )
-        for key in outputs.features:
-            check_feature(key, self._config)
+    def _is_full(self) -> bool:
+        return self._cache is not None and self._cache.frames_seen >= self._cache.policy.limit
 
-    def _begin_epoch(self, source_size: tuple[int, int]) -> None:
-        """Forget the past; memory is only allocated anew when the size asks for it."""
-        if self._preprocess is None or self._preprocess.source_size != source_size:
-            preprocess, cache = self._allocate(source_size)
-            self._preprocess = preprocess
-            if self._cache is None or self._cache.grid != cache.grid:
-                self._cache = cache
-        assert self._cache is not None
+    def _begin_epoch(self, frame: Frame) -> None:
+        """Forget the past; memory is only allocated anew when the shape asks for it."""
+        height, width = self._stream.model_size(frame)
+        grid = self._model.config.grid(height, width)
+        if self._cache is None or self._cache.grid != grid:
+            self._check_room(frame, grid)
+            self._cache = None  # before the new one: there may not be room for both
+            self._cache = self._allocate(height, width)
         self._cache.reset()
-        self._camera.reset()
-        self._pose.begin_epoch()
+        self._stream.begin_epoch()
 
-    def _allocate(self, source_size: tuple[int, int]) -> tuple[Preprocessor, KVCache]:
-        """What the stream needs for images of one size (H, W)."""
-        config, backbone = self._config, self._model.backbone
-        size = model_size(*source_size, config.model_pixels, config.patch_size)
-        preprocess = Preprocessor(
-            source_size, size, device=backbone.device, dtype=backbone.compute_dtype
+    def _allocate(self, height: int, width: int) -> KVCache:
+        """A cache for images of model size height x width."""
+        return self._engine.allocate_cache(
+            height, width, self._fitted(self._model.config.grid(height, width))
         )
-        return preprocess, backbone.allocate_cache(*size, sink=self._sink, window=self._window)
 
-    def _update_pose(self, frame: Frame, prediction: Prediction, model_camera: Intrinsics) -> Pose:
-        if isinstance(self._pose, HeadPose):
-            assert prediction.camera is not None
-            assert self._cache is not None
-            return self._pose.update(prediction.camera, self._cache.frames_seen - 1)
+    def _fitted(self, grid: tuple[int, int]) -> Policy:
+        if self._budget is None:
+            return self._policy
+        return KVCache.fit(
+            self._policy,
+            self._budget,
+            self._model.config,
+            grid,
+            dtype=self._model.backbone.cache_dtype,
+        )
 
-        def depth() -> torch.Tensor:
-            # Odometry needs it for keyframes only, the caller perhaps not at all.
-            known = prediction.depth
-            if known is None:
-                known = self._model.predict(prediction.features, rays=False, camera=False).depth
-            assert known is not None
-            return self._scaled_depth(known, model_camera)
+    def _check_room(self, frame: Frame, grid: tuple[int, int]) -> None:
+        """Say no before the system ends the process.
 
-        return self._pose.update(prediction.features.pyramid, depth, model_camera, frame.stamp_ns)
-
-    def _source_camera(self, frame: Frame, prediction: Prediction) -> Intrinsics:
-        """The camera of the frame: told, or what the model has seen of it in this epoch."""
-        if frame.intrinsics is not None:
-            return frame.intrinsics
-        if prediction.camera is not None:
-            self._camera.update(prediction.camera)
-        return self._camera.intrinsics(frame.width, frame.height)
-
-    def _scaled_depth(self, depth: torch.Tensor, model_camera: Intrinsics) -> torch.Tensor:
-        """Depth (1, h, w) of the canonical camera as depth (h, w) of the real one.
-
-        The network judges size by angle: the same picture through a lens of twice the focal length
-        shows the scene at twice the distance.
+        Raises:
+            StreamMemoryError: cache and image will not fit into what is free.
         """
-        canonical_fx = self._config.canonical_focal * model_camera.width
-        return depth[0].float() * (model_camera.fx / canonical_fx)
+        backbone = self._model.backbone
+        policy = self._fitted(grid)
+        cache = KVCache.allocate(
+            self._model.config, grid, policy=policy, device="meta", dtype=backbone.cache_dtype
+        ).nbytes
+        image = 3 * frame.height * frame.width
+        # The image as bytes, and on a GPU as float32.
+        needed = cache + image * (5 if backbone.device.type == "cuda" else 1)
+        room = available_bytes(backbone.device) + self.cache_bytes
+        if needed > room:
+            self._end_epoch_for_memory()
+            raise StreamMemoryError(
+                f"a cache of {policy} for an image of {frame.width}x{frame.height} takes "
+                f"{needed / 1e6:.0f} MB, and {backbone.device} has {room / 1e6:.0f} MB left; take "
+                "a shorter window, another precision or smaller images"
+            )
 
-
-class _Stopwatch:
-    """Seconds by stage; waits for the device, so that each stage carries its own work."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self.seconds: dict[str, float] = {}
-        self._start = self._now()
-
-    def lap(self, stage: str) -> None:
-        now = self._now()
-        self.seconds[stage] = now - self._start
-        self._start = now
-
-    def _now(self) -> float:
-        if self._cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter()
+    def _end_epoch_for_memory(self) -> None:
+        self.release()
+        self._stream.request_epoch(EpochReason.OUT_OF_MEMORY)
