@@ -27,9 +27,15 @@ KEYS = {
     "yaml": "python3-yaml",
 }
 # rosdep has no key for these; setup.cfg names them.
-KEYLESS = {"moderngl", "onnx", "onnxscript", "ray", "safetensors"}
+KEYLESS = {"moderngl", "onnx", "onnxscript", "ray", "safetensors", "viser"}
 # Imported where they are used only; the extra that brings them.
-EXTRAS = {"moderngl": "train", "onnxruntime": "onnx", "onnxscript": "onnx", "ray": "ray"}
+EXTRAS = {
+    "moderngl": "train",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+    "ray": "ray",
+    "viser": "view",
+}
 # Declared for what is found at run time only (the C++ half of tf2).
 NOT_IMPORTED = {"tf2_ros", "rosidl_default_runtime"}
 # What tests ask for by importorskip: comes with colcon, or with training.
