@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lifecycle node ``omnistream_perception``: images in; depth, pose and features out.
 
-configure   loads the model, warms it up on the largest state it will have, makes the publishers
+configure   loads the model, allocates the stream's memory and warms up, makes the publishers
 activate    subscribes and starts the thread that runs the model
 deactivate  unsubscribes, lets the frame in work finish, forgets the stream
 cleanup     gives the model and its device memory back
@@ -13,6 +13,7 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from rclpy.utilities import get_rmw_implementation_identifier
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
-from omnistream_ros.model import ModelError, OmniStream, load_model
+from omnistream_ros.model import KVCache, ModelError, OmniStream, load_model
 from omnistream_ros.msg import StreamStatus
 from omnistream_ros.nodes.diagnostics import Diagnostics, Report
 from omnistream_ros.nodes.frames import OdometryFrame, StaticTree
@@ -34,13 +35,14 @@ from omnistream_ros.nodes.point_clouds import CloudSettings
 from omnistream_ros.nodes.process import run
 from omnistream_ros.nodes.statistics import StreamStatistics
 from omnistream_ros.nodes.worker import StreamWorker
+from omnistream_ros.stream.device_memory import StreamMemoryError
+from omnistream_ros.stream.engines import Engine, EngineError, EngineMaker, StepShape
 from omnistream_ros.stream.frame import Frame
+from omnistream_ros.stream.preprocess import model_size
 from omnistream_ros.stream.result import Outputs
 from omnistream_ros.stream.session import StreamSession
 
 NODE_NAME = "omnistream_perception"
-# Every image is brought to about the same number of pixels, so any size warms up all sizes.
-_WARM_UP_SIZE = (480, 640, 3)
 
 
 class PerceptionNode(ManagedNode):
@@ -48,10 +50,10 @@ class PerceptionNode(ManagedNode):
 
     def __init__(self) -> None:
         super().__init__(NODE_NAME)
-        self._network: OmniStream | None = None
+        self._engine: Engine | None = None
         self._model: ModelFacts | None = None
         self._device = ""
-        self._cache_bytes = 0
+        self._session: StreamSession | None = None
         self._outputs: OutputPublishers | None = None
         self._tf_subscriptions: list = []
         self._tree = StaticTree()
@@ -82,14 +84,12 @@ class PerceptionNode(ManagedNode):
         if wish.threads:
             torch.set_num_threads(wish.threads)
         try:
-            network, card = load_model(
-                wish.model, device=self._device, dtype=getattr(torch, wish.precision)
-            )
+            network, card = load_model(wish.model, device=self._device)
         except ModelError as error:
             raise TransitionRefusedError(
                 f"{error}. Set the parameter 'model' and configure again"
             ) from error
-        self._network = network
+        self._engine = self._make_engine(network, card.sha256)
         self._model = ModelFacts(
             name=card.name,
             sha256=card.sha256,
@@ -98,7 +98,7 @@ class PerceptionNode(ManagedNode):
             has_depth=network.depth_head is not None,
             has_pose=network.camera_head is not None or network.matching_head is not None,
         )
-        self._warm_up()
+        self._session = self._warm_session()
         # Listening from here on: an active node should know the tree at its first image.
         latched = QoSProfile(depth=100, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
         self._tf_subscriptions = [
@@ -107,20 +107,24 @@ class PerceptionNode(ManagedNode):
         ]
         self._outputs = OutputPublishers(self, self._model)
         self.get_logger().info(
-            f"{self._model.name} ({self._model.sha256[:12]}) on {self._device}, context of "
-            f"{wish.sink}+{wish.window} frames in {self._cache_bytes / 2**20:.1f} MiB"
+            f"{self._model.name} ({self._model.sha256[:12]}) on {self._device}, engine "
+            f"{self._engine.name}, context of "
+            f"{self._session.context_capacity} frames ({wish.memory}) in "
+            f"{self._session.cache_bytes / 2**20:.1f} MiB"
         )
 
     def start(self) -> None:
         assert self._model is not None
         assert self._outputs is not None
+        assert self._session is not None
         wish = self.parameters
+        self._session.restart()
         self._statistics = StreamStatistics()
         self._stalled = False
         self._odometry = OdometryFrame(wish.odom_frame, wish.base_frame, self._tree)
         self._images = ImageInput(self, self._statistics, self._input_settings)
         self._worker = StreamWorker(
-            self._new_session(),
+            self._session,
             self._images,
             self._outputs,
             self._odometry,
@@ -153,7 +157,7 @@ class PerceptionNode(ManagedNode):
         self._tree = StaticTree()
         if self._outputs is not None:
             self._outputs.destroy()
-        self._outputs = self._network = self._model = None
+        self._outputs = self._session = self._engine = self._model = None
         # Modules refer to themselves in circles; without this their weights wait for a collection.
         gc.collect()
         if self._device.startswith("cuda"):
@@ -204,36 +208,57 @@ class PerceptionNode(ManagedNode):
     def _tell(self, text: str) -> None:
         self.get_logger().info(text)
 
-    def _new_session(self) -> StreamSession:
-        assert self._network is not None
-        wish = self.parameters
-        return StreamSession(
-            self._network,
-            sink=wish.sink,
-            window=wish.window,
-            max_gap_s=wish.max_gap,
-            resolution=wish.resolution,
-            pose=None if wish.pose == "auto" else wish.pose,
-        )
-
-    def _warm_up(self) -> None:
-        """Run two frames with every output: the first use of anything costs time and memory."""
-        assert self._model is not None
-        everything = Outputs(
-            depth=self._model.has_depth,
-            pose=self._model.has_pose,
-            features=self.parameters.feature_keys,
-        )
-        pixels = np.zeros(_WARM_UP_SIZE, np.uint8)
+    def _make_engine(self, network: OmniStream, sha256: str) -> Engine:
+        """What runs the model: chosen by parameter, checked against the model itself."""
+        wish, config = self.parameters, network.config
+        file = Path(wish.engine_file) if wish.engine_file else None
+        dtype = getattr(torch, wish.precision)
         try:
-            session = self._new_session()
-            for stamp_ns in (0, 1):
-                session.step(Frame(pixels, stamp_ns), everything)
-        except ValueError as error:
+            size = model_size(
+                wish.image_height, wish.image_width, config.model_pixels, config.patch_size
+            )
+            policy = wish.policy
+            if wish.cache_megabytes:
+                grid = config.grid(*size)
+                policy = KVCache.fit(policy, wish.cache_megabytes, config, grid, dtype=dtype)
+            shape = StepShape(*size, policy)
+            maker = EngineMaker(network, sha256, shape, dtype, file, tell=self._tell)
+            return maker.make(wish.engine)
+        except (EngineError, ValueError) as error:
             raise TransitionRefusedError(
                 f"{error}. Correct the parameters and configure again"
             ) from error
-        self._cache_bytes = session.cache_bytes
+
+    def _warm_session(self) -> StreamSession:
+        """The stream of this node, after two frames with every output.
+
+        The first use of anything costs time and memory; what they allocated serves every stream
+        until cleanup.
+        """
+        assert self._engine is not None
+        assert self._model is not None
+        wish = self.parameters
+        everything = Outputs(
+            depth=self._model.has_depth, pose=self._model.has_pose, features=wish.feature_keys
+        )
+        pixels = np.zeros((wish.image_height, wish.image_width, 3), np.uint8)
+        try:
+            session = StreamSession(
+                self._engine.model,
+                engine=self._engine,
+                policy=wish.policy,
+                cache_megabytes=wish.cache_megabytes or None,
+                max_gap_s=wish.max_gap,
+                resolution=wish.resolution,
+                pose=None if wish.pose == "auto" else wish.pose,
+            )
+            for stamp_ns in (0, 1):
+                session.step(Frame(pixels, stamp_ns), everything)
+        except (ValueError, StreamMemoryError) as error:
+            raise TransitionRefusedError(
+                f"{error}. Correct the parameters and configure again"
+            ) from error
+        return session
 
     def _input_settings(self) -> InputSettings:
         wish = self.parameters
@@ -264,6 +289,7 @@ class PerceptionNode(ManagedNode):
             return None
         wish = self.parameters
         images, worker, statistics = self._images, self._worker, self._statistics
+        session = self._session
         return Report(
             statistics=statistics.snapshot() if statistics else None,
             image_topic=images.topic if images else "",
@@ -271,11 +297,13 @@ class PerceptionNode(ManagedNode):
             model_name=self._model.name,
             weights_sha256=self._model.sha256,
             device=self._device,
+            engine=self._engine.name if self._engine else "",
+            engine_remark=self._engine.remark if self._engine else "",
             metric=worker.place.metric if worker else None,
             tracked=worker.place.tracked if worker else None,
             context_frames=worker.place.context_frames if worker else 0,
-            context_capacity=wish.sink + wish.window,
-            cache_bytes=self._cache_bytes,
+            context_capacity=session.context_capacity if session else 0,
+            cache_bytes=session.cache_bytes if session else 0,
             stall_timeout=wish.stall_timeout,
         )
 

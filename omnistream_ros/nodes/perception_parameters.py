@@ -6,8 +6,10 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from omnistream_ros.model.cache_policy import POLICIES, Policy, make_policy
 from omnistream_ros.nodes.outputs import DEPTH_ENCODINGS
 from omnistream_ros.nodes.parameters import Change, option
+from omnistream_ros.stream.engines import ENGINES
 from omnistream_ros.stream.result import FeatureKey, FeatureKind
 
 _CONFIGURE = Change.UNCONFIGURED
@@ -78,14 +80,47 @@ class PerceptionParameters:
     precision: str = option(
         "float32",
         "Number format of the matrix products.",
-        choices=("float32", "bfloat16"),
+        choices=("float32", "bfloat16", "float16"),
         change=_CONFIGURE,
+    )
+    engine: str = option(
+        "eager",
+        "What runs the model: eager (torch), fast (torch with packed weights and our own kernel, CPU), "
+        "compiled (torch), onnx, tensorrt (ONNX Runtime), auto (the fastest of this machine; the "
+        "first time it measures, which takes minutes).",
+        choices=ENGINES,
+        change=_CONFIGURE,
+    )
+    engine_file: str = option(
+        "",
+        "For onnx and tensorrt: a file written by `omnistream export`; empty: exported once and kept "
+        "in the user's cache folder.",
+        change=_CONFIGURE,
+    )
+    image_width: int = option(
+        640,
+        "Width of the camera's images, for which engines are prepared; only the ratio to the height "
+        "matters.",
+        low=16,
+        high=16384,
+        change=_CONFIGURE,
+    )
+    image_height: int = option(
+        480, "Height of the camera's images.", low=16, high=16384, change=_CONFIGURE
     )
     threads: int = option(
         0,
         "CPU threads of the model; 0 leaves it to PyTorch (one per core).",
         low=0,
         high=256,
+        change=_CONFIGURE,
+    )
+    memory: str = option(
+        "window",
+        "What the model sees of the past: window (the first and the most recent frames), full "
+        "(every frame until `window` are seen, then a new epoch), window+memory (between first and "
+        "recent frames, keyframes in reduced resolution).",
+        choices=POLICIES,
         change=_CONFIGURE,
     )
     window: int = option(
@@ -100,6 +135,28 @@ class PerceptionParameters:
         "First frames of an epoch that stay visible for ever.",
         low=0,
         high=16,
+        change=_CONFIGURE,
+    )
+    keyframes: int = option(
+        16,
+        "Frames between sink and window that are remembered; for memory: window+memory.",
+        low=1,
+        high=256,
+        change=_CONFIGURE,
+    )
+    keyframe_cell: int = option(
+        2,
+        "Patches along each side of a square of which a keyframe remembers the mean.",
+        low=1,
+        high=16,
+        change=_CONFIGURE,
+    )
+    cache_megabytes: float = option(
+        0.0,
+        "Budget for the memory of the past, 10^6 bytes: the window is made as short as it wants; "
+        "0: as long as it says.",
+        low=0.0,
+        high=1e6,
         change=_CONFIGURE,
     )
     max_gap: float = option(
@@ -221,3 +278,14 @@ class PerceptionParameters:
     def feature_keys(self) -> tuple[FeatureKey, ...]:
         """``features``, parsed."""
         return tuple(parse_feature(text) for text in self.features)
+
+    @property
+    def policy(self) -> Policy:
+        """``memory`` and its numbers."""
+        return make_policy(
+            self.memory,
+            sink=self.sink,
+            window=self.window,
+            keyframes=self.keyframes,
+            cell=self.keyframe_cell,
+        )
