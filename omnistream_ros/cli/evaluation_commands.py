@@ -31,6 +31,21 @@ def _declare_evaluate(commands: Any) -> None:
     command.add_argument("--sink", type=int, default=1, help="first frames that stay visible")
     command.add_argument("--window", type=int, default=16, help="recent frames that stay visible")
     command.add_argument(
+        "--memory",
+        choices=("window", "full", "window+memory"),
+        default="window",
+        help="what the stream remembers (default: %(default)s)",
+    )
+    command.add_argument(
+        "--keyframes", type=int, default=16, help="of window+memory (default: %(default)s)"
+    )
+    command.add_argument(
+        "--keyframe-cell",
+        type=int,
+        default=2,
+        help="patches along a square of which a keyframe keeps one (default: %(default)s)",
+    )
+    command.add_argument(
         "--predictions",
         type=Path,
         metavar="DIR",
@@ -73,6 +88,9 @@ def _run_evaluate(options: argparse.Namespace) -> int:
         device=options.device,
         sink=options.sink,
         window=options.window,
+        memory=options.memory,
+        keyframes=options.keyframes,
+        keyframe_cell=options.keyframe_cell,
         predictions=options.predictions,
         predictions_per_metre=options.png_scale,
         threads=options.threads,

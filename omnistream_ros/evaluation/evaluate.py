@@ -10,6 +10,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omnistream_ros.evaluation.collector import Scoring
 from omnistream_ros.evaluation.predictors import FilePredictor, ModelPredictor, Predictor
@@ -17,6 +18,9 @@ from omnistream_ros.evaluation.protocols import PROTOCOLS, FrameRange
 from omnistream_ros.evaluation.recordings import RecordingError, Selection, open_recording
 from omnistream_ros.evaluation.replay import replay
 from omnistream_ros.evaluation.sequence_result import SequenceResult
+
+if TYPE_CHECKING:
+    from omnistream_ros.model.cache_policy import Policy
 
 #: (name of the recording, frames done, total if known)
 Progress = Callable[[str, int, "int | None"], None]
@@ -27,9 +31,12 @@ class Options:
     """What is evaluated and how; the same options give the same numbers.
 
     Attributes:
-        model, device, sink, window: see `ModelPredictor`.
-        predictions: folder of predictions to score instead of a model; one subfolder per recording,
-            or itself.
+        model, device: see `ModelPredictor`.
+        memory, sink, window, keyframes, keyframe_cell: what the stream remembers, see `policy`.
+        predictions: folder of predictions to score instead of a model: its subfolder named as the
+            recording or, unless ``predictions_by_name``, itself.
+        predictions_by_name: only the subfolder; with several recordings anything else would score
+            the predictions of one against another.
         predictions_per_metre: steps to a metre of 16-bit PNG predictions.
         threads: CPU threads of the model in each process. One by default, because the last digits
             of a sum depend on it: the numbers are then the same with any number of processes.
@@ -43,7 +50,11 @@ class Options:
     device: str = "auto"
     sink: int = 1
     window: int = 16
+    memory: str = "window"
+    keyframes: int = 16
+    keyframe_cell: int = 2
     predictions: Path | None = None
+    predictions_by_name: bool = False
     predictions_per_metre: float = 1000.0
     threads: int = 1
     selection: Selection = dataclasses.field(default_factory=Selection)
@@ -58,6 +69,23 @@ class Options:
             )
         if self.threads < 1:
             raise ValueError(f"threads must be at least 1, got {self.threads}")
+
+    @property
+    def policy(self) -> Policy:
+        """What the stream remembers.
+
+        Raises:
+            ValueError: an unknown `memory`, or numbers that it cannot have.
+        """
+        from omnistream_ros.model.cache_policy import make_policy  # torch, if it is needed
+
+        return make_policy(
+            self.memory,
+            sink=self.sink,
+            window=self.window,
+            keyframes=self.keyframes,
+            cell=self.keyframe_cell,
+        )
 
     def scoring(self) -> Scoring:
         """How every sequence is measured."""
@@ -96,14 +124,13 @@ def evaluate_one(
 def _predictor(options: Options, name: str) -> Predictor:
     if options.predictions is not None:
         own = options.predictions / name
-        folder = own if own.is_dir() else options.predictions
+        by_name = options.predictions_by_name or own.is_dir()
+        folder = own if by_name else options.predictions
         return FilePredictor(folder, options.predictions_per_metre)
     import torch
 
     torch.set_num_threads(options.threads)
-    return ModelPredictor(
-        options.model, device=options.device, sink=options.sink, window=options.window
-    )
+    return ModelPredictor(options.model, device=options.device, policy=options.policy)
 
 
 def evaluate(

@@ -71,6 +71,9 @@ def measure_live(
             "device": options.device,
             "sink": str(options.sink),
             "window": str(options.window),
+            "memory": options.memory,
+            "keyframes": str(options.keyframes),
+            "keyframe_cell": str(options.keyframe_cell),
         },
         say=say,
     )
@@ -107,9 +110,7 @@ def _compare(bag: NodeBag, frames: Iterable[Frame], options: Options) -> tuple[i
     import torch
 
     torch.set_num_threads(options.threads)
-    predictor = ModelPredictor(
-        options.model, device=options.device, sink=options.sink, window=options.window
-    )
+    predictor = ModelPredictor(options.model, device=options.device, policy=options.policy)
     published = bag.depths()
     compared, worst = 0, 0.0
     waiting = next(published, None)

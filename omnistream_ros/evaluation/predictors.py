@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from omnistream_ros.evaluation.image_files import natural_key, png_depth
 from omnistream_ros.evaluation.recordings import RecordingError
 from omnistream_ros.evaluation.trajectory import Trajectory, TrajectoryError, parse_stamp, read_tum
 from omnistream_ros.stream.frame import Frame
+
+if TYPE_CHECKING:
+    from omnistream_ros.model.cache_policy import Policy
 
 #: A prediction file named by its stamp belongs to the frame within this time.
 _STAMP_TOLERANCE_NS = 1_000_000
@@ -73,15 +76,13 @@ class ModelPredictor:
     Args:
         model: name, safetensors file or checkpoint folder.
         device: torch device; ``auto`` takes a GPU if there is one.
-        sink, window: context of the stream, frames.
+        policy: what the stream remembers; by default `Window()`.
 
     Raises:
         ModelError: the weights cannot be used.
     """
 
-    def __init__(
-        self, model: str, *, device: str = "auto", sink: int = 1, window: int = 16
-    ) -> None:
+    def __init__(self, model: str, *, device: str = "auto", policy: Policy | None = None) -> None:
         import torch  # scoring files needs no torch
 
         from omnistream_ros.model import load_model
@@ -95,7 +96,7 @@ class ModelPredictor:
         self.sha256 = card.sha256
         self.metric: bool | None = network.config.metric
         self.device = device
-        self._session = StreamSession(network, sink=sink, window=window)
+        self._session = StreamSession(network, policy=policy)
         self.context_capacity = self._session.context_capacity
         self._outputs = Outputs(
             depth=network.depth_head is not None, pose=network.camera_head is not None
