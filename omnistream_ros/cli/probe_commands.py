@@ -12,6 +12,7 @@ from omnistream_ros.cli.arguments import add_command
 
 def declare(commands: Any) -> None:
     _declare_probe(commands)
+    _declare_ablate(commands)
 
 
 def _declare_probe(commands: Any) -> None:
@@ -41,3 +42,39 @@ def _run_probe(options: argparse.Namespace) -> None:
     davis = " --davis DAVIS" if options.davis else ""
     command = f"omnistream probe CLIPS --count {options.count}{davis}"
     table.run(options.model, settings, options.out, command, options.page)
+
+
+def _declare_ablate(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "ablate",
+        _run_ablate,
+        "train small models with one loss more or less, and say what it changed; resumably",
+    )
+    command.add_argument("clips", type=Path, help="folder of clips to train on")
+    command.add_argument(
+        "--probe-clips", type=Path, required=True, help="clips for the probes, others than those"
+    )
+    command.add_argument(
+        "--run", dest="run_folder", type=Path, required=True, help="the same one again goes on"
+    )
+    command.add_argument("--steps", type=int, default=600, help="default: %(default)s")
+    command.add_argument("--page", type=Path, help="a document to put the table into")
+    command.add_argument("--threads", type=int, help="default: one for each core")
+
+
+def _run_ablate(options: argparse.Namespace) -> None:
+    import torch
+
+    from omnistream_ros.training.ablation import AblationSettings, ablate
+    from omnistream_ros.training.probes.table import put_into
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    settings = AblationSettings(
+        options.clips, options.probe_clips, options.run_folder, steps=options.steps
+    )
+    text = ablate(settings)
+    if options.page:
+        put_into(options.page, "ablation: written by omnistream ablate", text)
+    print(text)

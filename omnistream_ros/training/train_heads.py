@@ -20,13 +20,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from omnistream_ros.model import OmniStream, build_model, load_model, save_model
+from omnistream_ros.model import CameraPrediction, OmniStream, build_model, load_model, save_model
+from omnistream_ros.training.camera_score import camera_score
 from omnistream_ros.training.curve import LossTable
 from omnistream_ros.training.frozen_features import StoredClip, read_features
 from omnistream_ros.training.head_features import HeadFeatures
 from omnistream_ros.training.head_settings import HeadSettings
 from omnistream_ros.training.held_out import HeldOutScore, score_depths
-from omnistream_ros.training.losses import quaternion_from_matrix, total_loss
+from omnistream_ros.training.losses import total_loss
 from omnistream_ros.training.optimise import follow, learning_rate_factor, stop_at_non_finite
 from omnistream_ros.training.run_folder import lock_run, stop_on_signal
 from omnistream_ros.training.state import Progress, load_state, save_state, write_atomically
@@ -183,7 +184,7 @@ class HeadTrainer:
         table.add_score(progress.step, score)
         best = progress.best.get("delta_1", -math.inf)
         if score.delta_1 > best:
-            pose = camera_errors(model, [c for c in held_out if c.posed], self.settings.device)
+            pose = _camera_errors(model, [c for c in held_out if c.posed], self.settings.device)
             progress.best = {"step": progress.step, **score.as_dict(), **pose}
             named = {name: value for name, value in self.average.state_dict().items()}
             write_atomically(self.settings.run / "best_heads.safetensors", named, {})
@@ -228,36 +229,21 @@ class HeadTrainer:
 
 
 @torch.no_grad()
-def camera_errors(
-    model: OmniStream, clips: Sequence[StoredClip], device: str = "cpu"
-) -> dict[str, float]:
-    """Mean error of translation (metres) and rotation (degrees) against the first frame of a clip,
-    beside what a camera that stands still would have; empty without posed clips."""
-    errors: list[Tensor] = []
-    for clip in clips:
-        features, batch = read_features([(clip, np.arange(clip.frames))], model, device)
-        camera = model.predict(features, depth=False, rays=False).camera
-        assert camera is not None
-        true_q = quaternion_from_matrix(batch.poses[0, 1:, :3, :3])
-        true_t = batch.poses[0, 1:, :3, 3]
-        still = torch.zeros_like(true_q)
-        still[..., 3] = 1
-        rows = [
-            (camera.translation[0, 1:] - true_t).norm(dim=-1),
-            _degrees(camera.quaternion[0, 1:], true_q),
-            true_t.norm(dim=-1),
-            _degrees(still, true_q),
-        ]
-        errors.append(torch.stack(rows, dim=-1))
-    if not errors:
+def _camera_errors(model: OmniStream, clips: Sequence[StoredClip], device: str) -> dict[str, float]:
+    """Errors of the camera head, by the names they have in the card; empty without posed clips."""
+
+    def predictions() -> Iterator[tuple[CameraPrediction, Tensor]]:
+        for clip in clips:
+            features, batch = read_features([(clip, np.arange(clip.frames))], model, device)
+            camera = model.predict(features, depth=False, rays=False).camera
+            assert camera is not None
+            one = CameraPrediction(camera.translation[0], camera.quaternion[0], camera.fov[0])
+            yield one, batch.poses[0]
+
+    if not clips:
         return {}
-    mean = torch.cat(errors).mean(dim=0).tolist()
     names = ("translation m", "rotation deg", "standing still m", "standing still deg")
-    return dict(zip(names, mean, strict=True))
-
-
-def _degrees(a: Tensor, b: Tensor) -> Tensor:
-    return torch.rad2deg(2 * torch.acos((a * b).sum(-1).abs().clamp(max=1)))
+    return dict(zip(names, camera_score(predictions()).as_dict().values(), strict=True))
 
 
 def train_heads(

@@ -267,7 +267,7 @@ def test_command_writes_the_table_into_a_page(
     quick = functools.partial(table.ProbeSettings, motion_steps=10, davis_pixels=64 * 128)
     monkeypatch.setattr(table, "ProbeSettings", quick)
     page = tmp_path / "page.md"
-    marks = "<!-- probes: written by omnistream probe -->\n", "<!-- end of probes -->\n"
+    marks = "<!-- probes: written by omnistream probe -->\n", "<!-- end -->\n"
     page.write_text(f"before\n{marks[0]}old table\n{marks[1]}after\n")
     words = ["probe", str(clips), "--model", str(weights), "--out", str(tmp_path / "out")]
     words += ["--davis", str(_write_davis(tmp_path / "DAVIS")), "--page", str(page)]

@@ -39,7 +39,6 @@ from omnistream_ros.training.room import SIZES
 FRAMES = 16
 _ROOMS = list(SIZES)
 _MOTIONS = list(MOTIONS)
-_BEGIN, _END = "<!-- probes: written by omnistream probe -->", "<!-- end of probes -->"
 
 
 @dataclass(frozen=True)
@@ -213,14 +212,24 @@ def write(
     (out / "probes.json").write_text(json.dumps([asdict(s) for s in scores], indent=1) + "\n")
     table = f"{as_markdown(scores)}\n\n{note}\n\n`{command}`\n"
     (out / "probes.md").write_text(table)
-    if page is None:
-        return
-    text = page.read_text()
-    before, begin, rest = text.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
+    if page is not None:
+        put_into(page, "probes: written by omnistream probe", table)
+
+
+def put_into(page: Path, mark: str, text: str) -> None:
+    """Replaces what stands in a document between `<!-- MARK -->` and the next `<!-- end -->`.
+
+    Raises:
+        ValueError: the document has no such marks.
+    """
+    whole = page.read_text()
+    before, begin, rest = whole.partition(f"<!-- {mark} -->\n")
+    _, end, after = rest.partition("<!-- end -->")
     if not begin or not end:
-        raise ValueError(f"{page} lacks the lines {_BEGIN!r} and {_END!r} to put the table between")
-    page.write_text(f"{before}{begin}\n{table}{end}{after}")
+        raise ValueError(
+            f"{page} lacks the lines <!-- {mark} --> and <!-- end --> to write between"
+        )
+    page.write_text(f"{before}{begin}{text}{end}{after}")
 
 
 def run(
