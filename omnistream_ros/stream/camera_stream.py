@@ -17,14 +17,16 @@ from omnistream_ros.stream.depth_resize import resize_confidence, resize_depth
 from omnistream_ros.stream.epochs import EpochReason, EpochRules
 from omnistream_ros.stream.features import check_feature, feature_tensor
 from omnistream_ros.stream.frame import Frame, Intrinsics
+from omnistream_ros.stream.fused_pose import FusedPose
 from omnistream_ros.stream.head_pose import HeadPose
 from omnistream_ros.stream.odometry import Odometry
+from omnistream_ros.stream.patches import luminance
 from omnistream_ros.stream.preprocess import Preprocessor, model_size, model_to_source
 from omnistream_ros.stream.result import Outputs, Pose, StreamResult
 from omnistream_ros.stream.stopwatch import Stopwatch
 
 RESOLUTIONS = ("model", "source")
-POSES = ("head", "geometric")
+POSES = ("head", "geometric", "fused")
 
 
 class CameraStream:
@@ -39,9 +41,9 @@ class CameraStream:
             pose = "head" if model.matching_head is None else "geometric"
         if pose not in POSES:
             raise ValueError(f"pose must be one of {POSES}, got {pose!r}")
-        if pose == "geometric" and model.matching_head is None:
+        if pose != "head" and model.matching_head is None:
             raise ValueError(
-                f"model {model.config.name!r} has no matching head, so pose cannot be geometric; "
+                f"model {model.config.name!r} has no matching head, so pose cannot be {pose}; "
                 "use pose='head'"
             )
         self._model = model
@@ -50,15 +52,17 @@ class CameraStream:
         self._pose_source = pose
         self._max_gap_s = max_gap_s
         self._preprocess: Preprocessor | None = None  # for images of the size that come
+        self._pixels: torch.Tensor | None = None  # of the last frame
         self.forget()
 
     def forget(self) -> None:
         """Be as new: the next frame is the first of epoch 0, and its camera is the world."""
         self._rules = EpochRules(self._max_gap_s)
-        self._pose: HeadPose | Odometry = HeadPose()
-        if self._pose_source == "geometric":
+        self._pose: HeadPose | Odometry | FusedPose = HeadPose()
+        if self._pose_source != "head":
             assert self._model.matching_head is not None
-            self._pose = Odometry(self._model.matching_head)
+            fused = self._pose_source == "fused"
+            self._pose = (FusedPose if fused else Odometry)(self._model.matching_head)
         self._camera = CameraEstimate(self._config.canonical_focal)
         self._epoch = -1  # of the last frame; the first frame begins epoch 0
 
@@ -68,7 +72,7 @@ class CameraStream:
 
     def release(self) -> None:
         """Give back the buffers; they are made anew for the next image."""
-        self._preprocess = None
+        self._preprocess = self._pixels = None
 
     def check(self, outputs: Outputs) -> None:
         """Refuse what this model cannot give, before anything is touched; ValueError."""
@@ -218,7 +222,12 @@ class CameraStream:
             assert known is not None
             return self._scaled_depth(known, model_camera)
 
-        return self._pose.update(prediction.features.pyramid, depth, model_camera, frame.stamp_ns)
+        assert self._pixels is not None
+        seen = (prediction.features.pyramid, luminance(self._pixels), depth, model_camera)
+        if isinstance(self._pose, FusedPose):
+            assert prediction.camera is not None
+            return self._pose.update(*seen, frame.stamp_ns, prediction.camera, frame_index)
+        return self._pose.update(*seen, frame.stamp_ns)
 
     def _source_camera(self, frame: Frame, prediction: Prediction) -> Intrinsics:
         """The camera of the frame: told, or what the model has seen of it in this epoch."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from omnistream_ros.model import CameraPrediction
 from omnistream_ros.stream import geometry
-from omnistream_ros.stream.result import Pose
+from omnistream_ros.stream.result import Pose, Tracking
 
 
 class HeadPose:
@@ -34,7 +34,7 @@ class HeadPose:
         translation = prediction.translation[0].double().cpu().numpy()
         quaternion = prediction.quaternion[0].double().cpu().numpy()
         if not (np.isfinite(translation).all() and np.isfinite(quaternion).all()):
-            return to_pose(self._last, tracked=False)
+            return to_pose(self._last, tracking=Tracking.LOST)
         epoch_from_camera = geometry.rigid(geometry.quaternion_to_matrix(quaternion), translation)
         if frame_index == 0:
             # The head's own first pose is only nearly the identity; what is off must not show.
@@ -53,12 +53,14 @@ class HeadPose:
 
 
 def to_pose(
-    world_from_camera: np.ndarray, covariance: np.ndarray | None = None, *, tracked: bool = True
+    world_from_camera: np.ndarray,
+    covariance: np.ndarray | None = None,
+    tracking: Tracking = Tracking.GOOD,
 ) -> Pose:
     """A rigid motion (4, 4) as the pose that is handed out."""
     return Pose(
         translation=world_from_camera[:3, 3].copy(),
         quaternion=geometry.matrix_to_quaternion(world_from_camera[:3, :3]),
         covariance=covariance,
-        tracked=tracked,
+        tracking=tracking,
     )

@@ -1,141 +1,216 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The motion between two images from points with depth in one and their places in the other.
+"""The motion of a camera from points with uncertain depth and the places where it sees them.
 
-Robust weighted Gauss-Newton on the reprojection error over the six parameters of a rigid motion
-(perspective-n-point by iteration). In torch and differentiable, because what measures the places is
-trained through it. B batch, N points.
+Robust Gauss-Newton on the reprojection error over the six parameters of a rigid motion. Depth from
+a network is wrong by ten or twenty percent, places are measured to a tenth of a pixel: so what
+counts is mostly how far a place is off the line on which its unknown depth moves it. Each point's
+depth is therefore an unknown with a prior, eliminated in closed form.
+
+Numpy in float64: a few hundred points and six parameters are gone before a device would have begun.
+N points. A perturbation of a motion is (translation, rotation vector), applied on the left.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
+
+from omnistream_ros.stream import geometry
 
 # Points nearer than this (in the unit of depth) or behind the camera have no usable projection.
-_NEAREST = 0.02
-# Below this error (in pixels of the places) all points are taken as equally good: the places are
-# not measured any better.
-_SMALLEST_SCALE = 0.1
-# Pulls directions that no point speaks about towards the starting motion.
-_DAMPING = 1e-5
+NEAREST = 0.02
+# Residuals are in standard deviations. Points within this many medians are taken seriously, and the
+# median is never taken to be smaller than this: the places are not measured any better.
+_TOLERANCE = 2.0
+_SMALLEST_MEDIAN = 0.7
+# The median length of a two-dimensional standard normal vector.
+_MEDIAN_OF_NORMAL = 1.18
+# Neighbours share light, blur and errors of depth: about this many count as one measurement.
+CORRELATED = 6.0
+_DAMPING = 1e-5  # pulls directions that no point speaks about towards the starting motion
+_ROUNDS = 6
 
 
-@dataclass
+@dataclass(frozen=True)
+class Sightings:
+    """Where a camera sees N points.
+
+    Attributes:
+        position: (N, 2) cells.
+        whitening: (N, 3) entries a, b, c of [[a, b], [0, c]], which turns a difference of position
+            into standard deviations; zeros for a point that is not seen.
+    """
+
+    position: np.ndarray
+    whitening: np.ndarray
+
+    @property
+    def seen(self) -> np.ndarray:
+        """(N,) bool."""
+        return self.whitening[:, 0] > 0
+
+
+@dataclass(frozen=True)
 class Motion:
     """The estimate and what is known about its quality.
 
     Attributes:
-        matrix: (B, 4, 4) the motion; takes coordinates of the first camera to the second.
-        information: (B, 6, 6) normal matrix at the solution in inverse square pixels, for a
-            perturbation exp(translation, rotation vector) applied on the left (second camera).
-        error: (B,) median reprojection error in pixels over the points that count.
-        support: (B,) sum of the final weights: how many points speak for the motion.
+        matrix: (4, 4) camera_from_points.
+        covariance: (6, 6) of a perturbation of `matrix`.
+        support: how many points agree, as a sum of weights.
     """
 
-    matrix: Tensor
-    information: Tensor
-    error: Tensor
-    support: Tensor
+    matrix: np.ndarray
+    covariance: np.ndarray
+    support: float
 
 
 def solve_motion(
-    points: Tensor,
-    places: Tensor,
-    weights: Tensor,
-    camera: Tensor,
-    start: Tensor,
-    *,
-    rounds: int = 6,
+    points: np.ndarray,
+    rays: np.ndarray,
+    variance: np.ndarray,
+    sightings: Sightings,
+    camera: np.ndarray,
+    start: np.ndarray,
 ) -> Motion:
-    """Find the motion that takes `points` to where they were seen.
+    """Find the motion that takes points to where they are seen.
 
     Args:
-        points: (B, N, 3) in the first camera, optical axes.
-        places: (B, N, 2) pixels in the second image.
-        weights: (B, N) in [0, 1]; 0 leaves a point out whatever its values are.
-        camera: (B, 4) fx, fy, cx, cy in the pixels of `places`.
-        start: (B, 4, 4) where to start.
-        rounds: Gauss-Newton steps, each with new robust weights.
+        points: (N, 3).
+        rays: (N, 3) how each moves when the logarithm of its depth grows by one.
+        variance: (N,) of the logarithm of depth, independent for each point.
+        sightings: of the points; only those seen are used.
+        camera: (4,) fx, fy, cx, cy in cells.
+        start: (4, 4) where to start.
     """
-    counted = weights > 0
-    points = torch.where(counted.unsqueeze(-1), points, 1.0)  # no NaN times zero
-    places = torch.where(counted.unsqueeze(-1), places, 0.0)
-    # Near points pull with the inverse square of their depth. Before it is known who agrees with
-    # whom, somebody walking close by would win against the whole room: first one point, one vote.
-    depth = torch.where(counted, points[..., 2], torch.nan)
-    typical = depth.nanmedian(dim=-1, keepdim=True).values.nan_to_num(1.0)  # (B, 1)
-    equal = (points[..., 2] / typical).square().clamp_max(1.0)
+    seen = sightings.seen
+    points, rays, variance = points[seen], rays[seen], variance[seen]
+    position, whitening = sightings.position[seen], sightings.whitening[seen]
     matrix = start
-    for number in range(rounds):
-        votes = weights * equal if number < rounds // 2 else weights
-        residual, jacobian, robust, _ = _linearise(points, places, votes, camera, matrix)
-        weighted = jacobian * robust[..., None, None]  # (B, N, 2, 6)
-        normal = weighted.flatten(1, 2).transpose(1, 2) @ jacobian.flatten(1, 2)  # (B, 6, 6)
-        gradient = weighted.flatten(1, 2).transpose(1, 2) @ residual.flatten(1, 2).unsqueeze(-1)
-        step = torch.linalg.solve(_damped(normal), -gradient).squeeze(-1)  # (B, 6)
-        # One step never turns or moves further than the linearisation can be trusted.
-        step = step * (0.5 / step.detach().norm(dim=-1, keepdim=True).clamp_min(0.5))
-        matrix = exponential(step) @ matrix
-    _, jacobian, robust, error = _linearise(points, places, weights, camera, matrix)
-    weighted = jacobian * robust[..., None, None]
-    information = weighted.flatten(1, 2).transpose(1, 2) @ jacobian.flatten(1, 2)
-    return Motion(matrix, information, error, robust.sum(-1))
+    for number in range(_ROUNDS + 1):
+        residual, jacobian, by_depth, depth = linearise(
+            points, rays, position, whitening, camera, matrix
+        )
+        # Before it is known who agrees with whom, somebody walking close by would win: near points
+        # pull with the inverse square of their depth, and depths that give way make room for the
+        # wrong motion. So first one point has one vote, and its depth stands.
+        early = number < _ROUNDS // 2
+        loose = np.zeros_like(variance) if early else variance
+        squared, robust = _agreement(residual, by_depth, loose, depth > NEAREST)
+        votes = robust * np.minimum((depth / _median(depth)) ** 2, 1.0) if early else robust
+        information, gradient = _normal_equations(
+            residual, jacobian, by_depth, loose / squared, votes
+        )
+        information /= squared * CORRELATED
+        gradient /= squared * CORRELATED
+        if number == _ROUNDS:
+            break
+        diagonal = np.diag(information)
+        floor = np.diag(_DAMPING * (diagonal + max(diagonal.mean(), 1e-6)) + 1e-9)
+        matrix = perturbed(matrix, np.linalg.solve(information + floor, -gradient))
+    floor = 1e-9 * max(np.trace(information), 1.0)  # no information at all: a huge covariance
+    covariance = np.linalg.inv(information + floor * np.eye(6))
+    return Motion(geometry.orthonormalised(matrix), covariance, float(robust.sum()))
 
 
-def _linearise(
-    points: Tensor, places: Tensor, weights: Tensor, camera: Tensor, matrix: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Residuals (B, N, 2), Jacobian (B, N, 2, 6), robust weights (B, N), median error (B,)."""
-    moved = points @ matrix[:, :3, :3].transpose(1, 2) + matrix[:, None, :3, 3]  # (B, N, 3)
-    usable = (moved[..., 2] > _NEAREST) & (weights > 0)
-    x, y, z = moved.unbind(-1)
-    inverse_z = z.clamp_min(_NEAREST).reciprocal()
-    x, y = x * inverse_z, y * inverse_z  # on the plane z = 1
-    fx, fy, cx, cy = (value.unsqueeze(1) for value in camera.unbind(-1))  # (B, 1)
-    residual = torch.stack((fx * x + cx, fy * y + cy), dim=-1) - places
+def linearise(
+    points: np.ndarray,
+    rays: np.ndarray,
+    position: np.ndarray,
+    whitening: np.ndarray,
+    camera: np.ndarray,
+    matrix: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Whitened residuals of points (..., N, 3) seen through motions (..., 4, 4).
 
-    zero = torch.zeros_like(x)
-    # d(x, y)/d(translation, rotation) of exp(.) acting on the moved point
-    row_u = torch.stack((inverse_z, zero, -x * inverse_z, -x * y, 1 + x * x, -y), dim=-1)
-    row_v = torch.stack((zero, inverse_z, -y * inverse_z, -(1 + y * y), x * y, x), dim=-1)
-    jacobian = torch.stack((fx[..., None] * row_u, fy[..., None] * row_v), dim=2)
-
-    error = residual.norm(dim=-1)  # (B, N)
-    known = torch.where(usable, error.detach(), torch.nan)
-    median = torch.nan_to_num(known.nanmedian(dim=-1).values, nan=torch.inf)  # (B,)
-    scale = 1.5 * median.clamp(_SMALLEST_SCALE, 1e3)
-    # Cauchy's influence, squared: points that disagree lose all say, not just most of it.
-    robust = (1 + (error / scale.unsqueeze(-1)).square()).reciprocal().square()
-    return residual, jacobian, weights * robust * usable, median
-
-
-def _damped(normal: Tensor) -> Tensor:
-    """The normal matrix made safely invertible, relative to its own size."""
-    diagonal = normal.diagonal(dim1=-2, dim2=-1)
-    floor = diagonal.mean(-1, keepdim=True).clamp_min(1e-6)
-    return normal + _DAMPING * torch.diag_embed(diagonal + floor)
-
-
-def exponential(twist: Tensor) -> Tensor:
-    """Rigid motions (B, 4, 4) of (translation, rotation vector) (B, 6), the rotation exactly.
-
-    The translation is applied as it stands (a retraction of SE(3), the same to first order).
+    Returns:
+        residual (..., N, 2), its derivatives by the perturbation (..., N, 2, 6) and by the log of
+        depth (..., N, 2), and the depth of the points (..., N) in the camera.
     """
-    translation, vector = twist[:, :3], twist[:, 3:]
-    angle_squared = vector.square().sum(-1)[:, None, None] + 1e-14  # smooth at zero
-    angle = angle_squared.sqrt()
-    x, y, z = vector.unbind(-1)
-    zero = torch.zeros_like(x)
-    cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), dim=-1).unflatten(-1, (3, 3))
-    identity = torch.eye(3, device=twist.device, dtype=twist.dtype)
-    half = 0.5 * angle
-    # (1 - cos a) / a^2 as (sin(a/2) / (a/2))^2 / 2, which loses no digits for small angles
-    rotation = (
-        identity + angle.sin() / angle * cross + 0.5 * (half.sin() / half).square() * cross @ cross
-    )
-    top = torch.cat((rotation, translation.unsqueeze(-1)), dim=-1)  # (B, 3, 4)
-    bottom = torch.zeros_like(top[:, :1])
-    bottom[..., 3] = 1.0
-    return torch.cat((top, bottom), dim=1)
+    fx, fy, cx, cy = camera
+    rotation = np.swapaxes(matrix[..., :3, :3], -1, -2)
+    moved = points @ rotation + matrix[..., None, :3, 3]
+    depth = moved[..., 2]
+    inverse = 1.0 / np.maximum(depth, NEAREST)
+    x, y = moved[..., 0] * inverse, moved[..., 1] * inverse
+    zero = np.zeros_like(x)
+    a, b, c = np.moveaxis(whitening, -1, 0)
+    u, v = fx * x + cx - position[..., 0], fy * y + cy - position[..., 1]
+    residual = np.stack((a * u + b * v, c * v), axis=-1)
+    # d(x, y)/d(translation, rotation) of the moved point, then pixels, then standard deviations
+    du = fx * np.stack((inverse, zero, -x * inverse, -x * y, 1 + x * x, -y), axis=-1)
+    dv = fy * np.stack((zero, inverse, -y * inverse, -(1 + y * y), x * y, x), axis=-1)
+    jacobian = np.stack(
+        (a[..., None] * du + b[..., None] * dv, c[..., None] * dv), axis=-2
+    )  # (..., N, 2, 6)
+    by_depth = (jacobian[..., :3] @ (rays @ rotation)[..., None])[..., 0]
+    return residual, jacobian, by_depth, depth
+
+
+def robust_weights(error_squared: np.ndarray, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Variance factor (...) and weights (..., N) from squared errors (..., N).
+
+    Cauchy's influence, squared: points that disagree lose all say, not just most of it.
+    """
+    known = np.where(usable, error_squared, np.nan)
+    medians = np.full(known.shape[:-1], np.inf)
+    any_usable = usable.any(-1)
+    medians[any_usable] = np.nanmedian(known[any_usable], axis=-1)
+    squared = np.clip(medians, _SMALLEST_MEDIAN**2, 1e12)
+    weights = usable / (1 + error_squared / (_TOLERANCE**2 * squared[..., None])) ** 2
+    return squared / _MEDIAN_OF_NORMAL**2, weights
+
+
+def perturbed(matrix: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """A motion (4, 4) after a step (6,), which is cut to where the linearisation can be trusted."""
+    return exponential(step * (0.5 / max(0.5, np.abs(step).max()))) @ matrix
+
+
+def exponential(twist: np.ndarray) -> np.ndarray:
+    """A motion (4, 4) of translation and rotation vector (6,), each taken as it stands."""
+    return geometry.rigid(geometry.rotation_from_vector(twist[3:]), twist[:3])
+
+
+def logarithm(motion: np.ndarray) -> np.ndarray:
+    """The inverse of `exponential`."""
+    return np.append(motion[:3, 3], geometry.rotation_vector(motion[:3, :3]))
+
+
+def cross(v: np.ndarray) -> np.ndarray:
+    """The matrix (3, 3) that multiplies by v from the left in a cross product."""
+    return np.array([[0.0, -v[2], v[1]], [v[2], 0.0, -v[0]], [-v[1], v[0], 0.0]])
+
+
+def _agreement(
+    residual: np.ndarray, by_depth: np.ndarray, variance: np.ndarray, usable: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """Variance factor and robust weights (N,); what an unknown depth explains is no error."""
+    along = (by_depth * residual).sum(-1)
+    explained = variance / (1 + variance * (by_depth**2).sum(-1)) * along**2
+    error_squared = np.maximum((residual**2).sum(-1) - explained, 0.0)
+    squared, weights = robust_weights(error_squared, usable)
+    return float(squared), weights
+
+
+def _normal_equations(
+    residual: np.ndarray,
+    jacobian: np.ndarray,
+    by_depth: np.ndarray,
+    variance: np.ndarray,
+    weights: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Information (6, 6) and gradient (6,) with the depths eliminated (Schur's complement)."""
+    share = weights * variance
+    share = share / (1 + share * (by_depth**2).sum(-1))  # what a depth can explain, (N,)
+    flat, doubled = jacobian.reshape(-1, 6), np.repeat(weights, 2)
+    along = (jacobian * by_depth[..., None]).sum(-2)  # (N, 6)
+    taken = weights * share
+    information = (flat * doubled[:, None]).T @ flat - (along * taken[:, None]).T @ along
+    gradient = flat.T @ (doubled * residual.reshape(-1))
+    gradient -= along.T @ (taken * (by_depth * residual).sum(-1))
+    return information, gradient
+
+
+def _median(values: np.ndarray) -> float:
+    return float(np.median(values)) if values.size else 1.0

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pose of a stream by geometry: visual odometry on the network's own features and depth.
 
-One past frame is the keyframe. Its places have depth from the network, hence are points in space;
-each new frame says where they are now (`model/matching.py`), and the motion that explains this is
-solved for (`motion_solver`). When the view has changed enough, the frame becomes the keyframe.
-Errors add up only from keyframe to keyframe; a camera that stands still does not drift.
+A few past frames are kept as keyframes (`keyframes`). Each new frame says where the places of one
+of them, the reference, are now, and the motion that explains this is solved for (`motion_solver`).
+When the view has changed enough, an older keyframe that looks the same way becomes the reference
+again, so that a camera that comes back does not drift; where there is none, the frame becomes a
+keyframe itself. It is then matched both ways with its neighbours, and their poses and depths are
+adjusted together (`bundle`): depth that flickers from keyframe to keyframe must fit into one room,
+whose scale is the mean over all of them.
 
 When a frame cannot be followed - no texture, blur, somebody in front of the lens - the pose goes on
 with the last velocity, which fades, the covariance grows, and the result says so.
@@ -13,49 +16,51 @@ with the last velocity, which fades, the covariance grows, and the result says s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from omnistream_ros.model.matching import STRIDE, MatchingHead, cell_grid, flat_places
+from omnistream_ros.model.matching import STRIDE, MatchingHead
 from omnistream_ros.stream import geometry
+from omnistream_ros.stream.bundle import adjust
+from omnistream_ros.stream.coarse_search import turned
 from omnistream_ros.stream.frame import Intrinsics
 from omnistream_ros.stream.head_pose import to_pose
-from omnistream_ros.stream.motion_solver import Motion, solve_motion
-from omnistream_ros.stream.result import Pose
+from omnistream_ros.stream.keyframes import Keyframe, View, make_keyframe, project
+from omnistream_ros.stream.motion_solver import Motion, cross, exponential, logarithm, solve_motion
+from omnistream_ros.stream.result import Pose, Tracking
 
-# A new keyframe when the places have moved by this many pixels of the model image (median) ...
-_KEYFRAME_FLOW = 8.0
+# Another reference when its places have moved by this many pixels of the model image (median) ...
+_REFERENCE_FLOW = 12.0
 # ... or when fewer than this share of them is still in the image.
-_KEYFRAME_OVERLAP = 0.7
+_REFERENCE_OVERLAP = 0.7
+# An older keyframe is taken up again when it is clearly nearer than that.
+_RETURN_SHARE = 0.7
 # Lost when fewer places than this share agree on the motion,
-_MIN_SUPPORT = 0.03
+_MIN_SUPPORT = 0.04
 # or when they agree but leave it open: standard deviations of translation (share of the median
-# depth) and of rotation (radians).
+# depth) and of rotation (radians). Half of that, or twice the support, is not yet good.
 _MAX_TRANSLATION_STD = 0.1
 _MAX_ROTATION_STD = 0.05
-# Frames without tracking after which the old keyframe is given up.
+_WEAK_SUPPORT = 0.15
+_WEAK_STD = 0.3
+# Frames without tracking after which the old keyframes are given up.
 _PATIENCE = 3
-# Neighbouring places share their receptive field: about this many count as one measurement.
-_CORRELATED = 6.0
-# Depth of a keyframe is wrong as a whole by about this share, and translation with it.
-_DEPTH_ERROR = 0.1
 # While lost: metres and radians of uncertainty gained in one second; fading of velocity per frame.
 _LOST_GROWTH = np.array([0.5, 0.5, 0.5, 1.0, 1.0, 1.0])
 _VELOCITY_FADE = 0.7
-_MIN_CONFIDENCE = 0.4
+# The room is wrong as a whole by about this share, and every way through it with it.
+_SCALE_ERROR = 0.15
 
-
-@dataclass
-class _Keyframe:
-    cells: Tensor  # (N, 2) where its places are
-    places: Tensor  # (1, N, C) descriptors
-    points: Tensor  # (1, N, 3), optical axes of the keyframe
-    world_from_key: np.ndarray  # (4, 4)
-    covariance: np.ndarray  # (6, 6), world axes
+# Keyframes kept; beyond it the one not used for longest goes.
+_KEPT = 24
+# A new keyframe is matched with this many others, and adjusted together with this many at most.
+_LINKS = 3
+_ADJUSTED = 6
+_LINK_OVERLAP = 0.5
+_LINK_FLOW = 40.0  # pixels; further apart, patches hardly look alike
+_LINK_SEEN = 0.1  # share of the places; a link of fewer says too little
 
 
 class Odometry:
@@ -63,10 +68,10 @@ class Odometry:
 
     def __init__(self, head: MatchingHead) -> None:
         self._head = head
-        self._keyframe: _Keyframe | None = None
-        self._pose = np.eye(4)  # world_from_camera of the last frame
+        self._map: list[Keyframe] = []  # the least recently used first; the last is the reference
+        self._numbers = 0  # keyframes made so far
+        self._camera_from_world = np.eye(4)  # of the last frame
         self._covariance: np.ndarray = np.zeros((6, 6))
-        self._current_from_key = np.eye(4)  # of the last frame
         # translation and rotation vector per second, camera axes
         self._velocity: np.ndarray = np.zeros(6)
         self._stamp_ns = 0
@@ -75,62 +80,61 @@ class Odometry:
 
     def begin_epoch(self) -> None:
         """Forget the images; the pose goes on from where it was."""
-        self._keyframe = None
+        self._map = []
         self._velocity = np.zeros(6)
         self._lost_in_a_row = 0
 
     def update(
         self,
         pyramid: dict[int, Tensor],
+        image: Tensor,
         depth: Callable[[], Tensor],
         camera: Intrinsics,
         stamp_ns: int,
+        *,
+        fallback: np.ndarray | None = None,
     ) -> Pose:
         """The pose of the next frame.
 
         Args:
             pyramid: trunk features by stride, (1, C, H/s, W/s).
+            image: (H, W) float32 grey levels at model resolution.
             depth: gives (H, W) at model resolution, in the unit that translation shall have;
                 called when the frame becomes a keyframe.
             camera: of the depth image.
             stamp_ns: of the frame; only differences matter.
+            fallback: current_from_last (4, 4) by other means, for when nothing can be followed.
         """
-        descriptors = self._head.describe(pyramid)
+        view = View(self._head.describe(pyramid), image)
         cells = camera.resized(camera.width // STRIDE, camera.height // STRIDE)
         seconds = max(0.0, (stamp_ns - self._stamp_ns) * 1e-9)
         self._stamp_ns = stamp_ns
-        if self._keyframe is None:
-            self._make_keyframe(descriptors, depth(), cells)
-            return to_pose(self._pose, self._covariance)
+        if not self._map:
+            self._add_keyframe(view, depth(), cells)
+            return self._pose(Tracking.GOOD)
 
-        tracked = self._track(self._keyframe, descriptors, cells, seconds)
-        if not tracked:
-            self._hold(self._keyframe, seconds)
-        renew = (
-            self._view_has_changed(self._keyframe, cells)
-            if tracked
-            else (self._lost_in_a_row >= _PATIENCE)
-        )
-        if renew:
-            self._make_keyframe(descriptors, depth(), cells)
-        return to_pose(self._pose, self._covariance.copy(), tracked=tracked)
+        last = self._camera_from_world
+        motion = self._track(view, exponential(self._velocity * seconds) @ last)
+        if motion is None:
+            self._hold(seconds, fallback)
+            if self._lost_in_a_row >= _PATIENCE:
+                self._map = []
+                self._add_keyframe(view, depth(), cells)
+            return self._pose(Tracking.LOST)
+        if seconds > 1e-3:
+            step = self._camera_from_world @ geometry.rigid_inverse(last)
+            self._velocity = logarithm(step) / seconds
+        if not self._near(self._map[-1], 1.0) and not self._return(view):
+            self._add_keyframe(view, depth(), cells)
+        return self._pose(self._quality(motion))
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of all that the next frame depends on."""
-        key = self._keyframe
         return {
-            "keyframe": None
-            if key is None
-            else {
-                "cells": key.cells.clone(),
-                "places": key.places.clone(),
-                "points": key.points.clone(),
-                "world_from_key": key.world_from_key.copy(),
-                "covariance": key.covariance.copy(),
-            },
-            "pose": self._pose.copy(),
+            "map": [key.state_dict() for key in self._map],
+            "numbers": self._numbers,
+            "camera_from_world": self._camera_from_world.copy(),
             "covariance": self._covariance.copy(),
-            "current_from_key": self._current_from_key.copy(),
             "velocity": self._velocity.copy(),
             "stamp_ns": self._stamp_ns,
             "lost_in_a_row": self._lost_in_a_row,
@@ -139,171 +143,187 @@ class Odometry:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where ``state_dict`` was taken."""
-        key = state["keyframe"]
         device = self._head.log_temperature.device
-        self._keyframe = key and _Keyframe(
-            cells=key["cells"].to(device, copy=True),
-            places=key["places"].to(device, copy=True),
-            points=key["points"].to(device, copy=True),
-            world_from_key=np.array(key["world_from_key"]),
-            covariance=np.array(key["covariance"]),
-        )
-        self._pose = np.array(state["pose"])
+        self._map = [Keyframe.from_state_dict(key, device) for key in state["map"]]
+        self._numbers = int(state["numbers"])
+        self._camera_from_world = np.array(state["camera_from_world"])
         self._covariance = np.array(state["covariance"])
-        self._current_from_key = np.array(state["current_from_key"])
         self._velocity = np.array(state["velocity"])
         self._stamp_ns = int(state["stamp_ns"])
         self._lost_in_a_row = int(state["lost_in_a_row"])
         self.lost_frames = int(state["lost_frames"])
 
-    def _track(
-        self, key: _Keyframe, descriptors: Tensor, cells: Intrinsics, seconds: float
-    ) -> bool:
-        """Follow the keyframe into this frame; False, and nothing changed, when that fails."""
-        expected = _exponential(self._velocity * seconds) @ self._current_from_key
-        motion = self._solve(key, descriptors, cells, expected)
-        if not self._good(motion, key):
-            # A jerk: look again around where the camera was.
-            motion = self._solve(key, descriptors, cells, self._current_from_key)
-            if not self._good(motion, key):
-                return False
-        current_from_key = geometry.orthonormalised(motion.matrix[0].double().cpu().numpy())
-        if seconds > 1e-3:
-            step = current_from_key @ geometry.rigid_inverse(self._current_from_key)
-            self._velocity = _logarithm(step) / seconds
-        self._current_from_key = current_from_key
-        self._pose = key.world_from_key @ geometry.rigid_inverse(current_from_key)
-        self._covariance = _world_covariance(key, current_from_key, _covariance(motion))
-        self._lost_in_a_row = 0
-        return True
-
-    def _hold(self, key: _Keyframe, seconds: float) -> None:
-        """Go on with the fading velocity, knowing less with time."""
-        self._velocity *= _VELOCITY_FADE
-        self._current_from_key = geometry.orthonormalised(
-            _exponential(self._velocity * seconds) @ self._current_from_key
+    def _pose(self, tracking: Tracking) -> Pose:
+        return to_pose(
+            geometry.rigid_inverse(self._camera_from_world), self._covariance.copy(), tracking
         )
-        self._pose = key.world_from_key @ geometry.rigid_inverse(self._current_from_key)
+
+    def _track(self, view: View, expected: np.ndarray) -> Motion | None:
+        """Follow the reference into this frame; None, and nothing changed, when that fails."""
+        key = self._map[-1]
+        motion = self._follow(key, view, expected @ key.world_from_camera())
+        if motion is None:
+            # A jerk: look again around where the camera was.
+            motion = self._follow(key, view, self._camera_from_world @ key.world_from_camera())
+        if motion is None:
+            motion = self._follow(
+                key, view, turned(key.view.descriptors, view.descriptors, key.camera)
+            )
+        if motion is not None:
+            self._accept(key, motion)
+        return motion
+
+    def _follow(self, key: Keyframe, view: View, expected: np.ndarray) -> Motion | None:
+        """The motion current_from_key, or None when the places do not agree on one."""
+        sightings = key.sight(self._head, view, expected)
+        points = key.points()
+        motion = solve_motion(points, points, key.variance, sightings, key.camera, expected)
+        good = np.isfinite(motion.matrix).all() and motion.support > _MIN_SUPPORT * len(points)
+        return motion if good and _openness(motion, key) < 1.0 else None
+
+    def _accept(self, key: Keyframe, motion: Motion) -> None:
+        self._camera_from_world = motion.matrix @ key.camera_from_world
+        self._covariance = _world_covariance(key, motion)
+        self._lost_in_a_row = 0
+
+    def _quality(self, motion: Motion) -> Tracking:
+        key = self._map[-1]
+        weak = motion.support < _WEAK_SUPPORT * len(key.cells) or _openness(motion, key) > _WEAK_STD
+        return Tracking.WEAK if weak else Tracking.GOOD
+
+    def _hold(self, seconds: float, fallback: np.ndarray | None) -> None:
+        """Go on with the fading velocity or what is given instead, knowing less with time."""
+        self._velocity = self._velocity * _VELOCITY_FADE
+        step = exponential(self._velocity * seconds) if fallback is None else fallback
+        self._camera_from_world = geometry.orthonormalised(step @ self._camera_from_world)
         self._covariance = self._covariance + np.diag((_LOST_GROWTH * seconds) ** 2)
         self._lost_in_a_row += 1
         self.lost_frames += 1
 
-    def _solve(
-        self, key: _Keyframe, descriptors: Tensor, cells: Intrinsics, expected: np.ndarray
-    ) -> Motion:
-        """Match where `expected` (current_from_key) says, then solve from there."""
-        start = torch.from_numpy(expected).to(key.points)[None]  # (1, 4, 4)
-        camera = _camera_vector(cells, key.points)
-        matches = self._head.match(key.places, descriptors, project(key.points, camera, start))
-        weights = matches.confidence.sigmoid() * matches.searched
-        weights = torch.where(weights > _MIN_CONFIDENCE, weights, 0.0)
-        return solve_motion(key.points, matches.position, weights, camera, start)
+    def _near(self, key: Keyframe, share: float) -> bool:
+        """Whether the last frame sees what the keyframe saw, from about the same place."""
+        overlap, flow = key.overlap(self._camera_from_world)
+        needed = 1 - share * (1 - _REFERENCE_OVERLAP)
+        return overlap > needed and flow < share * _REFERENCE_FLOW
 
-    def _good(self, motion: Motion, key: _Keyframe) -> bool:
-        """Whether enough places agree and pin the motion down in every direction."""
-        if not bool(motion.matrix.isfinite().all()):
-            return False
-        if float(motion.support[0]) < _MIN_SUPPORT * key.points.shape[1]:
-            return False
-        spread = np.sqrt(np.diag(_covariance(motion)))
-        depth = float(key.points[0, :, 2].median())
-        return bool(
-            (spread[:3] < _MAX_TRANSLATION_STD * depth).all()
-            and (spread[3:] < _MAX_ROTATION_STD).all()
+    def _return(self, view: View) -> bool:
+        """Make an older keyframe that is near the reference, if there is one."""
+        for key in self._map[:-1]:  # those not used for long first: they bind the way together
+            if not self._near(key, _RETURN_SHARE):
+                continue
+            expected = self._camera_from_world @ key.world_from_camera()
+            motion = self._follow(key, view, expected)
+            if motion is not None:
+                self._accept(key, motion)
+                self._use(key)
+                return True
+        return False
+
+    def _use(self, key: Keyframe) -> None:
+        self._map.remove(key)
+        self._map.append(key)
+
+    def _add_keyframe(self, view: View, depth: Tensor, cells: Intrinsics) -> None:
+        """Make the last frame the reference."""
+        new = make_keyframe(
+            self._numbers, view, depth, cells, self._camera_from_world, self._covariance
         )
+        self._numbers += 1
+        links = self._link(new)
+        if links:
+            recent = [key for key in self._map[::-1] if key not in links]
+            free = [new, *links, *recent][:_ADJUSTED]
+            fixed = [key for key in self._map if key not in free and _connected(key, free)]
+            adjust(free, fixed)
+            self._camera_from_world = new.camera_from_world
+        self._map.append(new)
+        self._rescale()
+        if len(self._map) > _KEPT:
+            gone = self._map.pop(0)
+            for key in self._map:
+                key.seen_by.pop(gone.number, None)
 
-    def _view_has_changed(self, key: _Keyframe, cells: Intrinsics) -> bool:
-        """Whether the last tracked frame is too far from the keyframe to go on with it."""
-        camera = _camera_vector(cells, key.points)
-        now = torch.from_numpy(self._current_from_key).to(key.points)[None]
-        places = project(key.points, camera, now)[0]  # (N, 2)
-        size = places.new_tensor([cells.width, cells.height])
-        visible = ((places > -0.5) & (places < size - 0.5)).all(-1)
-        flow = (places - key.cells).norm(dim=-1).nanmedian() * STRIDE
-        return bool(visible.float().mean() < _KEYFRAME_OVERLAP) or bool(flow > _KEYFRAME_FLOW)
+    def _link(self, new: Keyframe) -> list[Keyframe]:
+        """Match a new keyframe both ways with the best of the others; those it has a link with."""
+        if not self._map:
+            return []
+        reference = self._map[-1]
+        ranked = []
+        for key in self._map[:-1]:
+            overlap, flow = key.overlap(new.camera_from_world)
+            if overlap > _LINK_OVERLAP and flow < _LINK_FLOW:
+                ranked.append((key.number, key))
+        # Of those that can be seen, the newest are seen best and the oldest has drifted least.
+        ranked.sort(key=lambda pair: pair[0])
+        others = [key for _, key in ranked[-1 : -_LINKS + 1 : -1] + ranked[:1]]
+        links: list[Keyframe] = []
+        for key in dict.fromkeys([reference, *others]):
+            new_from_key = new.camera_from_world @ key.world_from_camera()
+            forward = key.sight(self._head, new.view, new_from_key)
+            if forward.seen.mean() < _LINK_SEEN:
+                continue
+            if not links:
+                new.shape[0] = _log_scale(new, key, forward.position, forward.seen, new_from_key)
+            backward = new.sight(self._head, key.view, geometry.rigid_inverse(new_from_key))
+            key.seen_by[new.number] = forward
+            if backward.seen.mean() >= _LINK_SEEN:
+                new.seen_by[key.number] = backward
+            links.append(key)
+        return links
 
-    def _make_keyframe(self, descriptors: Tensor, depth: Tensor, cells: Intrinsics) -> None:
-        points = geometry.back_project(depth_at_cells(depth), cells).flatten(1).T  # (h*w, 3)
-        chosen = _lattice(cells.height, cells.width, points.device)
-        self._keyframe = _Keyframe(
-            cells=cell_grid(cells.height, cells.width, points.device)[chosen],
-            places=flat_places(descriptors)[:, chosen],
-            points=points[chosen].unsqueeze(0),
-            world_from_key=geometry.orthonormalised(self._pose),
-            covariance=self._covariance,
-        )
-        self._current_from_key = np.eye(4)
-
-
-def _lattice(height: int, width: int, device: torch.device) -> Tensor:
-    """Indices (N,) of the cells that serve as places: every third, in a slanted lattice.
-
-    Neighbours see nearly the same pixels; three times as many cost three times as much for little.
-    """
-    x, y = cell_grid(height, width, device).unbind(-1)
-    return ((x + 2 * y) % 3 == 0).nonzero().squeeze(1)
-
-
-def depth_at_cells(depth: Tensor) -> Tensor:
-    """Depth (..., H/4, W/4) at the centres of the cells from (..., H, W).
-
-    The centre lies between four pixels; the mean of their inverse depths is exact on planes.
-    """
-    inverse = depth.reciprocal()
-    rows = inverse[..., 1::STRIDE, :] + inverse[..., 2::STRIDE, :]
-    return 4.0 / (rows[..., 1::STRIDE] + rows[..., 2::STRIDE])
-
-
-def project(points: Tensor, camera: Tensor, matrix: Tensor) -> Tensor:
-    """Pixels (B, N, 2) of points (B, N, 3) moved by (B, 4, 4); NaN for points behind the camera."""
-    moved = points @ matrix[:, :3, :3].transpose(1, 2) + matrix[:, None, :3, 3]
-    depth = torch.where(moved[..., 2:] > 0, moved[..., 2:], torch.nan)
-    return moved[..., :2] / depth * camera[:, None, :2] + camera[:, None, 2:]
-
-
-def _camera_vector(camera: Intrinsics, like: Tensor) -> Tensor:
-    """fx, fy, cx, cy as (1, 4)."""
-    return like.new_tensor([[camera.fx, camera.fy, camera.cx, camera.cy]])
-
-
-def _covariance(motion: Motion) -> np.ndarray:
-    """Covariance (6, 6) of the estimated motion, current camera's axes, in its units."""
-    information = motion.information[0].double().cpu().numpy()
-    # The median of a two-dimensional Gaussian error is 1.18 standard deviations.
-    variance = (max(float(motion.error[0]), 0.05) / 1.18) ** 2 * _CORRELATED
-    floor = 1e-9 * max(np.trace(information), 1.0)  # no information at all: a huge covariance
-    return variance * np.linalg.inv(information + floor * np.eye(6))
+    def _rescale(self) -> None:
+        """Make the room as large as the network says on average, with the camera where it is."""
+        mean = float(np.mean([key.shape[0] for key in self._map]))
+        centre = geometry.rigid_inverse(self._camera_from_world)[:3, 3]
+        for key in self._map:
+            position = key.world_from_camera()[:3, 3]
+            position = centre + np.exp(-mean) * (position - centre)
+            rotation = key.camera_from_world[:3, :3]
+            key.camera_from_world = geometry.rigid(rotation, -rotation @ position)
+            key.shape = key.shape - np.array([mean, 0.0, 0.0])
+        self._velocity = self._velocity * np.repeat([np.exp(-mean), 1.0], 3)
 
 
-def _world_covariance(
-    key: _Keyframe, current_from_key: np.ndarray, covariance: np.ndarray
-) -> np.ndarray:
+def _connected(key: Keyframe, others: list[Keyframe]) -> bool:
+    return any(o.number in key.seen_by or key.number in o.seen_by for o in others)
+
+
+def _openness(motion: Motion, key: Keyframe) -> float:
+    """How far the motion is left open by what was seen; 1 is the limit of use."""
+    spread = np.sqrt(np.diag(motion.covariance))
+    depth = float(np.median(key.points()[:, 2]))
+    return max(
+        float(spread[:3].max()) / (_MAX_TRANSLATION_STD * depth),
+        float(spread[3:].max()) / _MAX_ROTATION_STD,
+    )
+
+
+def _log_scale(
+    new: Keyframe, old: Keyframe, position: np.ndarray, seen: np.ndarray, motion: np.ndarray
+) -> float:
+    """Log of the depth of old places in the new frame over what the network says there (median)."""
+    _, depth = project(old.points(), old.camera, motion)
+    usable = seen & (depth > 0)
+    if not usable.any():
+        return 0.0
+    gaps = position[usable][:, None] - new.cells[None]  # (n, N, 2)
+    nearest = (gaps**2).sum(-1).argmin(1)
+    return float(np.median(np.log(depth[usable]) - new.predicted[nearest]))
+
+
+def _world_covariance(key: Keyframe, motion: Motion) -> np.ndarray:
     """Covariance of world_from_current from that of the keyframe and that of the motion.
 
     A motion perturbed on the left by (v, w) moves the camera's centre by -R^T v and turns it by
     -R^T w, with R the rotation current_from_world; an error of the keyframe's rotation also swings
     the current position around the keyframe.
     """
-    world_from_current = key.world_from_key @ geometry.rigid_inverse(current_from_key)
+    world_from_current = geometry.rigid_inverse(motion.matrix @ key.camera_from_world)
     rotation = np.kron(np.eye(2), world_from_current[:3, :3])  # (6, 6) block diagonal
-    arm = world_from_current[:3, 3] - key.world_from_key[:3, 3]
+    arm = world_from_current[:3, 3] - key.world_from_camera()[:3, 3]
     swing = np.eye(6)
-    swing[:3, 3:] = -_cross(arm)
+    swing[:3, 3:] = -cross(arm)
     scale = np.zeros((6, 6))
-    scale[:3, :3] = _DEPTH_ERROR**2 * np.outer(arm, arm)
-    total = swing @ key.covariance @ swing.T + rotation @ covariance @ rotation.T + scale
+    scale[:3, :3] = _SCALE_ERROR**2 * np.outer(arm, arm)
+    total = swing @ key.covariance @ swing.T + rotation @ motion.covariance @ rotation.T + scale
     return 0.5 * (total + total.T)
-
-
-def _cross(v: np.ndarray) -> np.ndarray:
-    return np.array([[0.0, -v[2], v[1]], [v[2], 0.0, -v[0]], [-v[1], v[0], 0.0]])
-
-
-def _exponential(twist: np.ndarray) -> np.ndarray:
-    """A motion (4, 4) of translation and rotation vector (6,), each taken as it stands."""
-    return geometry.rigid(geometry.rotation_from_vector(twist[3:]), twist[:3])
-
-
-def _logarithm(motion: np.ndarray) -> np.ndarray:
-    """The inverse of `_exponential`."""
-    return np.append(motion[:3, 3], geometry.rotation_vector(motion[:3, :3]))

@@ -67,6 +67,14 @@ class Outputs:
         object.__setattr__(self, "features", tuple(keys))
 
 
+class Tracking(str, enum.Enum):
+    """How well a camera is followed."""
+
+    GOOD = "good"
+    WEAK = "weak"  # few places agree, or they leave a direction open
+    LOST = "lost"  # the pose is a guess
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pose:
     """Camera-to-world, optical axes (REP-103: x right, y down, z forward).
@@ -76,14 +84,18 @@ class Pose:
         quaternion: (4,) float64, x y z w, unit length, w >= 0.
         covariance: (6, 6) float64 of (translation, rotation vector), both along the axes of the
             world as in ``geometry_msgs/PoseWithCovariance``; None when nothing is known about it.
-        tracked: False when the camera could not be followed in this frame; the pose is then a
-            guess from the last known one.
+        tracking: how well the camera could be followed in this frame.
     """
 
     translation: np.ndarray
     quaternion: np.ndarray
     covariance: np.ndarray | None = None
-    tracked: bool = True
+    tracking: Tracking = Tracking.GOOD
+
+    @property
+    def tracked(self) -> bool:
+        """False when the pose is only a guess from the last known one."""
+        return self.tracking is not Tracking.LOST
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

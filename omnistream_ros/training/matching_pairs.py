@@ -17,9 +17,9 @@ from torch import Tensor
 
 from omnistream_ros.model import OmniStream
 from omnistream_ros.model.matching import STRIDE, cell_grid
-from omnistream_ros.stream.motion_solver import exponential
-from omnistream_ros.stream.odometry import depth_at_cells, project
+from omnistream_ros.stream.keyframes import depth_at_cells
 from omnistream_ros.training.data import Clip, collate
+from omnistream_ros.training.differentiable_motion import exponential, project
 
 # Pairs further apart than this are of no use to a tracker that changes its keyframe at 2 cells.
 _MAX_FLOW = 5.0  # cells, median

@@ -21,10 +21,9 @@ from torch import Tensor
 
 from omnistream_ros.model import OmniStream, build_model, load_model, save_model
 from omnistream_ros.model.matching import WINDOW, Matches, MatchingHead, flat_places
-from omnistream_ros.stream.motion_solver import solve_motion
-from omnistream_ros.stream.odometry import project
 from omnistream_ros.training.augment import AugmentSettings, augment
 from omnistream_ros.training.data import find_clips, is_validation, read_clip
+from omnistream_ros.training.differentiable_motion import project, solve_motion
 from omnistream_ros.training.matching_pairs import ObservedClip, PairBatch, PairSampler, observe
 
 MATCHING_WIDTH = 48

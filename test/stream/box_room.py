@@ -9,6 +9,7 @@ distance (Rahimi and Recht, 2007). That takes the quality of learned features ou
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -44,9 +45,29 @@ def cast(world_from_camera: np.ndarray, camera: Intrinsics) -> tuple[np.ndarray,
     return position + depth * directions, depth
 
 
-def render(world_from_camera: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What `PointHead` sees (3, 24, 32), and depth (96, 128)."""
-    return cast(world_from_camera, CELLS)[0], cast(world_from_camera, CAMERA)[1]
+class Seen(NamedTuple):
+    """What `PointHead` sees (3, 24, 32), grey levels (96, 128), and depth (96, 128)."""
+
+    points: np.ndarray
+    grey: np.ndarray
+    depth: np.ndarray
+
+
+def render(world_from_camera: np.ndarray) -> Seen:
+    """The room from somewhere."""
+    points, depth = cast(world_from_camera, CAMERA)
+    return Seen(cast(world_from_camera, CELLS)[0], shade(points), depth)
+
+
+def shade(points: np.ndarray) -> np.ndarray:
+    """The paint of the room, grey levels (H, W) of points (3, H, W): waves of 0.2 to 0.9 m."""
+    rng = np.random.default_rng(5)
+    directions = rng.normal(size=(24, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    frequencies = 2 * np.pi / rng.uniform(0.2, 0.9, 24)
+    phase = np.einsum("fc,chw->fhw", directions * frequencies[:, None], points)
+    waves = np.sin(phase + rng.uniform(0, 2 * np.pi, 24)[:, None, None])
+    return 128 + 22 * waves.sum(0)
 
 
 class PointHead(MatchingHead):

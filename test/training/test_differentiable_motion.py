@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from omnistream_ros.stream import geometry
-from omnistream_ros.stream.motion_solver import exponential, solve_motion
-from omnistream_ros.stream.odometry import project
+from omnistream_ros.training.differentiable_motion import exponential, project, solve_motion
 
 CAMERA = torch.tensor([[40.0, 41.0, 24.0, 18.0]])
 
