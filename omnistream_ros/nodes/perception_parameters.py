@@ -85,22 +85,22 @@ class PerceptionParameters:
     )
     engine: str = option(
         "eager",
-        "What runs the model: eager (torch), fast (torch with packed weights and our own kernel, CPU), "
-        "compiled (torch), onnx, tensorrt (ONNX Runtime), auto (the fastest of this machine; the "
-        "first time it measures, which takes minutes).",
+        "What runs the model: eager (torch), fast (CPU: packed weights and our own kernel), "
+        "compiled (torch), onnx, tensorrt (ONNX Runtime), auto (the fastest of this machine; it "
+        "measures the first time, which takes minutes).",
         choices=ENGINES,
         change=_CONFIGURE,
     )
     engine_file: str = option(
         "",
-        "For onnx and tensorrt: a file written by `omnistream export`; empty: exported once and kept "
-        "in the user's cache folder.",
+        "For onnx and tensorrt: a file written by `omnistream export`; empty: exported once and "
+        "kept in the user's cache folder.",
         change=_CONFIGURE,
     )
     image_width: int = option(
         640,
-        "Width of the camera's images, for which engines are prepared; only the ratio to the height "
-        "matters.",
+        "Width of the camera's images, for which engines are prepared; only the ratio to the "
+        "height matters.",
         low=16,
         high=16384,
         change=_CONFIGURE,
@@ -175,8 +175,9 @@ class PerceptionParameters:
     pose: str = option(
         "auto",
         "Where the pose comes from: geometric (matching and a solver), head (the network's camera "
-        "head), auto (geometric where the model can).",
-        choices=("auto", "geometric", "head"),
+        "head), fused (geometric, the head where nothing can be followed), auto (geometric where "
+        "the model can).",
+        choices=("auto", "geometric", "fused", "head"),
         change=_CONFIGURE,
     )
     features: tuple[str, ...] = option(
