@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands about a model by itself: `info`, `verify`, `bench`."""
+"""Commands about a model by itself: `info`, `verify`, `export`, `bench`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from omnistream_ros.cli.arguments import add_command
 def declare(commands: Any) -> None:
     _declare_info(commands)
     _declare_verify(commands)
+    _declare_export(commands)
     _declare_bench(commands)
 
 
@@ -81,6 +82,53 @@ def _run_verify(options: argparse.Namespace) -> int:
     differences = verify.verify(options.folder, device=options.device)
     print(verify.table(differences, tolerance))
     return 0 if all(difference.within(tolerance) for difference in differences) else 1
+
+
+def _declare_export(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "export",
+        _run_export,
+        "write a model's step as an ONNX file, checked against the model",
+    )
+    command.add_argument("model", nargs="?", default="omnistream-nano", help="name, file or folder")
+    command.add_argument("--out", type=Path, metavar="FILE", help="default: MODEL.onnx")
+    command.add_argument(
+        "--image",
+        type=int,
+        nargs=2,
+        default=(640, 480),
+        metavar=("WIDTH", "HEIGHT"),
+        help="of the camera; only the ratio matters (default: 640 480)",
+    )
+    command.add_argument("--sink", type=int, default=1, help="default: %(default)s")
+    command.add_argument("--window", type=int, default=16, help="default: %(default)s")
+    command.add_argument("--precision", default="float32", choices=("float32", "float16"))
+
+
+def _run_export(options: argparse.Namespace) -> None:
+    import torch
+
+    from omnistream_ros.model import load_model
+    from omnistream_ros.model.cache_policy import Window
+    from omnistream_ros.stream.engines import EngineMaker, StepShape
+    from omnistream_ros.stream.engines.onnx_export import export_step
+    from omnistream_ros.stream.preprocess import model_size
+
+    model, card = load_model(options.model)
+    width, height = options.image
+    size = model_size(height, width, model.config.model_pixels, model.config.patch_size)
+    shape = StepShape(*size, Window(options.sink, options.window))
+    dtype = getattr(torch, options.precision)
+    out = options.out or Path(f"{model.config.name}.onnx")
+    maker = EngineMaker(model, card.sha256, shape, dtype, onnx_file=out, tell=print)
+    facts = export_step(out, maker.rounded, card.sha256, shape)
+    print(
+        f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB): {facts.model} "
+        f"({facts.sha256[:12]}), {facts.dtype}, images of {facts.width}x{facts.height}, "
+        f"{facts.tokens} tokens of cache"
+    )
+    maker.make("onnx")
 
 
 def _declare_bench(commands: Any) -> None:

@@ -30,6 +30,8 @@ class Report:
     model_name: str
     weights_sha256: str
     device: str
+    engine: str
+    engine_remark: str
     metric: bool | None
     tracked: bool | None
     context_frames: int
@@ -119,6 +121,8 @@ class Diagnostics:
         if report.tracked is False:
             text = f"{now.output_hz:.1f} Hz, but the camera's motion cannot be followed"
             return DiagnosticStatus.WARN, text
+        if report.engine_remark:
+            return DiagnosticStatus.WARN, f"{now.output_hz:.1f} Hz; engine: {report.engine_remark}"
         if report.metric is False:
             return DiagnosticStatus.OK, f"{now.output_hz:.1f} Hz, depth up to scale"
         return DiagnosticStatus.OK, f"{now.output_hz:.1f} Hz"
@@ -129,9 +133,12 @@ def _values(report: Report) -> dict[str, str]:
         "model": report.model_name,
         "weights sha256": report.weights_sha256,
         "device": report.device,
+        "engine": report.engine,
         "context": f"{report.context_frames} of {report.context_capacity} frames",
         "cache": f"{report.cache_bytes / 2**20:.1f} MiB",
     }
+    if report.engine_remark:
+        values["engine remark"] = report.engine_remark
     if report.metric is not None:
         values["scale"] = "metric" if report.metric else "up_to_scale"
     if report.tracked is not None:

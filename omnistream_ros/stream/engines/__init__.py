@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ways to run a model's step: eager torch, compiled torch, ONNX Runtime.
+"""Ways to run a model's step: eager torch, fast on CPUs, compiled torch, ONNX Runtime.
 
 `engine` says what an engine is, `choice` makes, checks and chooses one. All compute the same on the
 same cache; another way to run is another class with these three methods, and one line in `choice`.

@@ -72,12 +72,12 @@ class Reference:
     def __init__(self, model: OmniStream, shape: StepShape) -> None:
         assert model.backbone.compute_dtype == torch.float32
         self._shape = shape
-        self._expected = _run(TorchEngine(model), model, shape)
+        self._expected = _run(TorchEngine(model), shape)
 
-    def compare(self, engine: Engine, model: OmniStream) -> Agreement:
-        """Run an engine on the same images; `model` is the one it runs, in its precision."""
+    def compare(self, engine: Engine) -> Agreement:
+        """Run an engine of the same model, in whatever precision, on the same images."""
         cosine, depth = 1.0, 0.0
-        for got, expected in zip(_run(engine, model, self._shape), self._expected, strict=True):
+        for got, expected in zip(_run(engine, self._shape), self._expected, strict=True):
             cosine = _worse(min, cosine, float(_cosine(got[0], expected[0])))
             if expected[1] is not None:
                 assert got[1] is not None
@@ -85,15 +85,17 @@ class Reference:
                 depth = _worse(max, depth, float(off))
         return Agreement(cosine, depth)
 
-    def verify(self, engine: Engine, model: OmniStream, limits: Limits | None = None) -> Agreement:
+    def verify(self, engine: Engine, limits: Limits | None = None) -> Agreement:
         """Compare, and refuse an engine that is off.
 
         Raises:
             EngineError: with the numbers and the limits.
         """
         if limits is None:
-            limits = EXACT if model.backbone.compute_dtype == torch.float32 else ROUNDED
-        agreement = self.compare(engine, model)
+            backbone = engine.model.backbone
+            exact = {backbone.compute_dtype, backbone.cache_dtype} == {torch.float32}
+            limits = EXACT if exact else ROUNDED
+        agreement = self.compare(engine)
         if not agreement.within(limits):
             raise EngineError(
                 f"engine {engine.name!r} does not compute what the model says: {agreement} from "
@@ -112,14 +114,14 @@ def check_images() -> list[np.ndarray]:
 
 
 @torch.no_grad()
-def _run(engine: Engine, model: OmniStream, shape: StepShape) -> list[tuple[Tensor, Tensor | None]]:
+def _run(engine: Engine, shape: StepShape) -> list[tuple[Tensor, Tensor | None]]:
     """(tokens, depth) of each frame, on the host in float64."""
     images = check_images()
     preprocess = Preprocessor(
         images[0].shape[:2],
         (shape.height, shape.width),
-        device=model.backbone.device,
-        dtype=model.backbone.compute_dtype,
+        device=engine.model.backbone.device,
+        dtype=engine.model.backbone.compute_dtype,
     )
     cache = engine.allocate_cache(shape.height, shape.width, shape.policy)
     results = []

@@ -8,6 +8,7 @@ truth: an unreadable one, or a choice that does not work any more, is dropped wi
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import json
@@ -17,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,14 +26,22 @@ from typing import Any
 import torch
 
 from omnistream_ros.model import OmniStream
+from omnistream_ros.model.fast_cpu import fast_model
 from omnistream_ros.stream.engines.check import Reference
 from omnistream_ros.stream.engines.compiled import CompiledEngine
-from omnistream_ros.stream.engines.engine import Engine, EngineError, StepShape, TorchEngine
+from omnistream_ros.stream.engines.engine import (
+    Engine,
+    EngineError,
+    StepShape,
+    TorchEngine,
+    one_line,
+)
 from omnistream_ros.stream.engines.onnx_engine import OnnxEngine
 from omnistream_ros.stream.engines.onnx_export import export_step
 from omnistream_ros.stream.engines.onnx_format import facts_of
 
-ENGINES = ("auto", "eager", "compiled", "onnx", "tensorrt")
+ENGINES = ("auto", "eager", "fast", "compiled", "onnx", "tensorrt")
+_MEASURED = ("eager", "fast", "compiled", "onnx")
 _FORMAT = 1
 _TIMED_STEPS = 9
 
@@ -47,10 +57,10 @@ class EngineMaker:
     """Makes, checks and chooses engines for one model and one shape.
 
     Attributes:
-        model: on its device, in the precision in which it shall run.
+        model: on its device, in float32; left as it is.
+        dtype: of the matrix products of what is made.
         sha256: of its weights.
         shape: of the stream.
-        reference: of the same model in float32.
         onnx_file: written by `omnistream export`; None: made where it is needed, and kept.
         folder: for what is kept between starts.
         tell: told in words what the user should know.
@@ -59,7 +69,7 @@ class EngineMaker:
     model: OmniStream
     sha256: str
     shape: StepShape
-    reference: Reference
+    dtype: torch.dtype = torch.float32
     onnx_file: Path | None = None
     folder: Path = field(default_factory=cache_folder)
     tell: Callable[[str], None] = lambda text: None
@@ -81,34 +91,51 @@ class EngineMaker:
             if wish != "compiled":
                 raise
             self.tell(f"{error}; the model runs eagerly")
-            engine = TorchEngine(self.model, remark=f"{error}; runs eagerly")
-            self.reference.verify(engine, self.model)
-            return engine
+            return self._verified(TorchEngine(self.rounded, remark=f"{error}; runs eagerly"))
+
+    @cached_property
+    def _reference(self) -> Reference:
+        return Reference(self.model, self.shape)
+
+    @cached_property
+    def rounded(self) -> OmniStream:
+        """The model in its precision."""
+        if self.dtype == torch.float32:
+            return self.model
+        return copy.deepcopy(self.model).set_compute_dtype(self.dtype)
 
     def _checked(self, name: str) -> Engine:
-        engine = self._build(name)
-        agreement = self.reference.verify(engine, self.model)
-        self.tell(f"engine {engine.name}: {agreement}")
+        return self._verified(self._build(name))
+
+    def _verified(self, engine: Engine) -> Engine:
+        if isinstance(engine, TorchEngine) and engine.model is self.model:
+            return engine  # the reference itself
+        self.tell(f"engine {engine.name}: {self._reference.verify(engine)}")
         return engine
 
     def _build(self, name: str) -> Engine:
         if name == "eager":
-            return TorchEngine(self.model)
+            return TorchEngine(self.rounded)
+        if name == "fast":
+            try:
+                return TorchEngine(fast_model(self.model, self.dtype), name="fast")
+            except (ValueError, RuntimeError) as error:
+                raise EngineError(f"the fast engine cannot run here: {one_line(error)}") from error
         if name == "compiled":
-            return CompiledEngine(self.model, self.shape)
+            return CompiledEngine(self.rounded, self.shape)
         provider = None if name == "onnx" else name
         file = self.onnx_file or self._exported()
-        return OnnxEngine(file, self.model, self.sha256, self.shape, provider=provider)
+        return OnnxEngine(file, self.rounded, self.sha256, self.shape, provider=provider)
 
     def _exported(self) -> Path:
         """The step of this model and shape in the folder, written now if it is not there."""
-        facts = facts_of(self.model, self.sha256, self.shape)
+        facts = facts_of(self.rounded, self.sha256, self.shape)
         text = json.dumps(facts.to_metadata(), sort_keys=True)
         file = self.folder / f"{facts.model}-{_digest(text)[:16]}.onnx"
         if not file.is_file():
             self.tell(f"exporting the step to {file}")
             try:
-                export_step(file, self.model, self.sha256, self.shape)
+                export_step(file, self.rounded, self.sha256, self.shape)
             except OSError as error:
                 raise EngineError(f"{file}: cannot be written ({error.strerror})") from error
         return file
@@ -126,7 +153,7 @@ class EngineMaker:
                 self.tell(f"the engine remembered as the fastest does not work any more: {error}")
         timed: dict[str, float] = {}
         engines: dict[str, Engine] = {}
-        for name in ("eager", "compiled", "onnx"):
+        for name in _MEASURED:
             if name == "onnx" and not self._can_try_onnx():
                 continue
             try:
@@ -134,7 +161,7 @@ class EngineMaker:
             except EngineError as error:
                 self.tell(f"not considered: {error}")
                 continue
-            timed[name] = step_seconds(engines[name], self.model, self.shape)
+            timed[name] = step_seconds(engines[name], self.shape)
         if not timed:
             raise EngineError("no engine of this machine computes what the model says")
         best = min(timed, key=lambda name: timed[name])
@@ -153,7 +180,7 @@ class EngineMaker:
         facts = {
             "weights": self.sha256,
             "shape": str(self.shape),
-            "dtype": str(self.model.backbone.compute_dtype),
+            "dtype": str(self.dtype),
             "machine": machine(self.model.backbone.device),
             "file": str(self.onnx_file or ""),
             "versions": {name: _version(name) for name in ("torch", "onnxruntime", "onnxscript")},
@@ -205,11 +232,12 @@ class ChoiceMemory:
         return dict(content["choices"])
 
 
-def step_seconds(engine: Engine, model: OmniStream, shape: StepShape) -> float:
+def step_seconds(engine: Engine, shape: StepShape) -> float:
     """Median time of a step with all heads and a full cache."""
-    device = model.backbone.device
+    backbone = engine.model.backbone
+    device = backbone.device
     pixels = torch.zeros(
-        1, 3, shape.height, shape.width, device=device, dtype=model.backbone.compute_dtype
+        1, 3, shape.height, shape.width, device=device, dtype=backbone.compute_dtype
     )
     cache = engine.allocate_cache(shape.height, shape.width, shape.policy)
     if shape.policy.limit > 2 * shape.policy.slots:

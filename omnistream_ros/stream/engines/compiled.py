@@ -39,7 +39,7 @@ class CompiledEngine:
 
     def __init__(self, model: OmniStream, shape: StepShape) -> None:
         self.remark = ""
-        self._model = model
+        self.model = model
         self._shape = shape
         self._eager = TorchEngine(model)
         self._inputs = StepInputs(model, shape)
@@ -85,8 +85,8 @@ class CompiledEngine:
         output = self._graph.output(*features)
         self._inputs.end(cache, output)
         lap("backbone")
-        prediction = self._model.predict(output, depth=False, rays=False, camera=camera)
-        if depth and self._model.depth_head is not None:
+        prediction = self.model.predict(output, depth=False, rays=False, camera=camera)
+        if depth and self.model.depth_head is not None:
             maps = self._own(self._depth(output.hidden, output.pyramid))
             prediction.depth, prediction.depth_confidence = maps
         lap("heads")
@@ -105,9 +105,9 @@ class CompiledEngine:
         return self._graph(pixels, inputs, memory)
 
     def _run_depth(self, hidden: list[Tensor], pyramid: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
-        assert self._model.depth_head is not None
+        assert self.model.depth_head is not None
         output = self._graph.output(hidden, hidden[-1], pyramid)  # the head takes its own norm
-        dense = self._model.depth_head(output, depth=True, rays=False)
+        dense = self.model.depth_head(output, depth=True, rays=False)
         return dense.depth, dense.depth_confidence
 
     def _own(self, outputs: Any) -> Any:
@@ -118,7 +118,7 @@ class CompiledEngine:
 
     def _warm_up(self) -> None:
         """Compile everything now; a robot must not wait for a compiler later."""
-        shape, backbone = self._shape, self._model.backbone
+        shape, backbone = self._shape, self.model.backbone
         cache = self.allocate_cache(shape.height, shape.width, shape.policy)
         pixels = torch.zeros(
             1, 3, shape.height, shape.width, device=backbone.device, dtype=backbone.compute_dtype
@@ -129,6 +129,6 @@ class CompiledEngine:
             for _ in range(3 if self._cuda_graphs else 1):
                 torch.compiler.cudagraph_mark_step_begin()
                 features = self._backbone(pixels, inputs, storage.keys, storage.values)
-                if self._model.depth_head is not None:
+                if self.model.depth_head is not None:
                     hidden, _, pyramid = self._own(features)
                     self._depth(hidden, pyramid)

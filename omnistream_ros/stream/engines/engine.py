@@ -50,6 +50,11 @@ class Engine(Protocol):
     """Runs steps; several sessions may share it, one frame at a time."""
 
     @property
+    def model(self) -> OmniStream:
+        """The model that runs, on its device and in its precision."""
+        ...
+
+    @property
     def name(self) -> str:
         """What runs, in a few words for people and for /diagnostics."""
         ...
@@ -88,15 +93,13 @@ class Engine(Protocol):
 class TorchEngine:
     """The model as it stands, operation by operation; works everywhere and for every cache."""
 
-    name = "eager"
-    remark = ""
-
-    def __init__(self, model: OmniStream, *, remark: str = "") -> None:
-        self._model = model
+    def __init__(self, model: OmniStream, *, name: str = "eager", remark: str = "") -> None:
+        self.model = model
+        self.name = name
         self.remark = remark
 
     def allocate_cache(self, height: int, width: int, policy: Policy) -> KVCache:
-        return self._model.backbone.allocate_cache(height, width, policy=policy)
+        return self.model.backbone.allocate_cache(height, width, policy=policy)
 
     @torch.no_grad()
     def step(
@@ -108,8 +111,8 @@ class TorchEngine:
         camera: bool,
         lap: Callable[[str], None] = lambda stage: None,
     ) -> Prediction:
-        features = self._model.backbone.step(pixels, cache)
+        features = self.model.backbone.step(pixels, cache)
         lap("backbone")
-        prediction = self._model.predict(features, depth=depth, rays=False, camera=camera)
+        prediction = self.model.predict(features, depth=depth, rays=False, camera=camera)
         lap("heads")
         return prediction

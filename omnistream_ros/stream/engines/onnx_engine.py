@@ -58,7 +58,7 @@ class OnnxEngine:
         provider: str | None = None,
     ) -> None:
         self.remark = ""
-        self._model = model
+        self.model = model
         self._shape = shape
         self._device = model.backbone.device
         provider = provider or self._device.type
@@ -103,7 +103,7 @@ class OnnxEngine:
         wanted = [name for name in self._sizes if name.startswith(("hidden.", "pyramid."))]
         wanted += ["normed", *(DEPTH_OUTPUTS if depth else ()), *(CAMERA_OUTPUTS if camera else ())]
         out = self._run({"pixels": pixels, **inputs._asdict()}, cache, wanted)
-        hidden = [out[f"hidden.{layer}"] for layer in range(self._model.config.depth)]
+        hidden = [out[f"hidden.{layer}"] for layer in range(self.model.config.depth)]
         pyramid = {
             int(name.partition(".")[2]): tensor
             for name, tensor in out.items()

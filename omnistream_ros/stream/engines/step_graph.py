@@ -8,7 +8,7 @@ from the policy's plan, and the graph contains arithmetic only.
     versions  (1,) int64     0 for the first frame of an epoch, then 1: which prefix tokens
     cos, sin  (N, d)         the turn of this frame's queries and keys (3D-RoPE)
     rows      (heads*N,)     rows of a layer's flat cache that this frame is written to
-    bias      (S,)           0 for tokens that are seen, -inf for those not written yet
+    bias      (S,)           what the storage adds to scores; -inf where nothing is written yet
 
 What the policy moves in time or condenses, it moves and condenses before the graph runs; that is
 the cache's own business (`KVCache.begin_frame`).
@@ -87,8 +87,10 @@ class StepInputs:
         if self._visible != (visible, tokens):
             self._visible = (visible, tokens)
             empty = torch.arange(tokens, device=self._backbone.device) >= visible
-            zeros = torch.zeros_like(empty, dtype=cache.dtype)
-            self._bias = zeros.masked_fill(empty, -torch.inf)
+            bias = tensors_of(cache).bias
+            if bias is None:
+                bias = torch.zeros_like(empty, dtype=cache.dtype)
+            self._bias = bias.masked_fill(empty, -torch.inf)
         return GraphInputs(
             versions=self._versions[min(state.frames_seen, 1)],
             cos=rotation.cos,

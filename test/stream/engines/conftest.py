@@ -17,7 +17,6 @@ from tiny_models import TINY, TINY_TRUNK, lively
 from omnistream_ros.model import OmniStream
 from omnistream_ros.model.cache_policy import Window
 from omnistream_ros.stream.engines import Engine, EngineMaker, StepShape
-from omnistream_ros.stream.engines.check import Reference
 from omnistream_ros.stream.engines.onnx_export import export_step
 
 SHAPE = StepShape(32, 48, Window(1, 3))
@@ -26,6 +25,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 COMBINATIONS = [
     ("eager", "float32"),
     ("eager", "bfloat16"),
+    ("fast", "float32"),
+    ("fast", "bfloat16"),
     ("compiled", "float32"),
     ("onnx", "float32"),
     ("onnx", "float16"),
@@ -63,12 +64,12 @@ def engines(
 
     def engine(name: str, dtype: str) -> tuple[Engine, OmniStream]:
         if (name, dtype) not in made:
-            model = model_in(dtype, name)
-            reference = Reference(model_in("float32", name), SHAPE)
             file = onnx_file(dtype) if name == "onnx" else None
             folder = tmp_path_factory.mktemp("cache")
-            maker = EngineMaker(model, SHA256, SHAPE, reference, file, folder=folder)
-            made[name, dtype] = maker.make(name), model
+            model = model_in("float32", name)
+            maker = EngineMaker(model, SHA256, SHAPE, DTYPES[dtype], file, folder)
+            engine = maker.make(name)
+            made[name, dtype] = engine, engine.model
         if made[name, dtype][0].remark.startswith("torch cannot compile"):
             pytest.skip(made[name, dtype][0].remark)
         return made[name, dtype]

@@ -39,11 +39,9 @@ def told() -> list[str]:
 
 
 @pytest.fixture
-def maker(
-    model: OmniStream, reference: Reference, tmp_path: Path, told: list[str]
-) -> Callable[..., EngineMaker]:
+def maker(model: OmniStream, tmp_path: Path, told: list[str]) -> Callable[..., EngineMaker]:
     def make(**changes: Any) -> EngineMaker:
-        given = {"model": model, "sha256": SHA256, "shape": SHAPE, "reference": reference}
+        given = {"model": model, "sha256": SHA256, "shape": SHAPE}
         return EngineMaker(**{**given, "folder": tmp_path, "tell": told.append, **changes})
 
     return make
@@ -52,10 +50,8 @@ def maker(
 class Distorted(TorchEngine):
     """An engine that computes a little, or entirely, the wrong thing."""
 
-    name = "distorted"
-
     def __init__(self, model: OmniStream, spoil: Callable[[Prediction], None]) -> None:
-        super().__init__(model)
+        super().__init__(model, name="distorted")
         self._spoil = spoil
 
     def step(self, pixels: Tensor, cache: KVCache, **wanted: Any) -> Prediction:
@@ -88,7 +84,7 @@ def test_an_engine_that_is_off_is_refused_with_the_numbers(
     model: OmniStream, reference: Reference, spoil: Callable[[Prediction], None]
 ) -> None:
     with pytest.raises(EngineError, match=r"cosine (nan|0\.\d+|1\.0+), depth off by (nan|\d)"):
-        reference.verify(Distorted(model, spoil), model)
+        reference.verify(Distorted(model, spoil))
 
 
 def test_an_engine_that_forgets_is_refused(model: OmniStream, reference: Reference) -> None:
@@ -100,18 +96,18 @@ def test_an_engine_that_forgets_is_refused(model: OmniStream, reference: Referen
             return super().step(pixels, cache, **wanted)
 
     with pytest.raises(EngineError, match="does not compute what the model says"):
-        reference.verify(Forgetful(model), model)
+        reference.verify(Forgetful(model))
 
 
 def test_the_eager_engine_agrees_with_itself(model: OmniStream, reference: Reference) -> None:
-    agreement = reference.verify(TorchEngine(model), model)
+    agreement = reference.verify(TorchEngine(model))
     assert agreement.cosine == pytest.approx(1.0)
     assert agreement.depth == 0.0
 
 
 def test_bfloat16_may_be_rounded_but_not_wrong(reference: Reference) -> None:
     rounded = model_in("bfloat16")
-    agreement = reference.compare(TorchEngine(rounded), rounded)
+    agreement = reference.compare(TorchEngine(rounded))
     assert 0.99 < agreement.cosine < 1.0
     assert 0.0 < agreement.depth < 0.1
 
@@ -206,8 +202,8 @@ def test_a_failing_compiler_falls_back_to_eager_and_says_so(
 
 
 def test_an_unknown_engine(maker: Callable[..., EngineMaker]) -> None:
-    with pytest.raises(ValueError, match=r"auto, eager, compiled, onnx, tensorrt, got 'fast'"):
-        maker().make("fast")
+    with pytest.raises(ValueError, match=r"eager, fast, compiled, onnx, tensorrt, got 'warp'"):
+        maker().make("warp")
 
 
 class Timed:
@@ -221,9 +217,7 @@ class Timed:
             self.built.append(name)
             if name not in self.seconds:
                 raise EngineError(f"{name} does not work here")
-            engine = TorchEngine(maker.model)
-            engine.name = name
-            return engine
+            return TorchEngine(maker.model, name=name)
 
         monkeypatch.setattr(EngineMaker, "_build", build)
         monkeypatch.setattr(EngineMaker, "_can_try_onnx", lambda _: True)
@@ -235,7 +229,7 @@ def test_auto_takes_the_fastest_and_remembers(
 ) -> None:
     timed = Timed(monkeypatch, {"eager": 0.03, "compiled": 0.02, "onnx": 0.01})
     assert maker().make("auto").name == "onnx"
-    assert timed.built == ["eager", "compiled", "onnx"]
+    assert timed.built == ["eager", "fast", "compiled", "onnx"]
     timed.built.clear()
     assert maker().make("auto").name == "onnx"
     assert timed.built == ["onnx"]  # nothing was measured again
@@ -250,12 +244,13 @@ def test_auto_measures_again_for_another_model_shape_or_precision(
     other = StepShape(32, 48, Window(1, 5))
     for change in (
         {"sha256": "aa" * 32},
-        {"shape": other, "reference": Reference(model_in("float32"), other)},
+        {"shape": other},
+        {"dtype": torch.bfloat16},
         {"onnx_file": Path("file.onnx")},
     ):
         timed.built.clear()
         maker(**change).make("auto")
-        assert timed.built == ["eager", "compiled", "onnx"], change
+        assert timed.built == ["eager", "fast", "compiled", "onnx"], change
 
 
 @pytest.mark.parametrize(
@@ -333,7 +328,7 @@ def test_auto_for_real(maker: Callable[..., EngineMaker], onnx_file: OnnxFile) -
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", _no_compiler)
         engine = maker(onnx_file=file).make("auto")
-    assert engine.name in ("eager", "onnx (cpu)")
+    assert engine.name in ("eager", "fast", "onnx (cpu)")
 
 
 def _no_compiler(*_: object, **__: object) -> Callable[..., None]:

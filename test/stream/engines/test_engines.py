@@ -13,8 +13,9 @@ from conftest import COMBINATIONS, SHAPE, model_in
 from torch import Tensor
 
 from omnistream_ros.model import KVCache, OmniStream, Prediction
-from omnistream_ros.model.cache_policy import Window
-from omnistream_ros.stream.engines import Engine, TorchEngine
+from omnistream_ros.model.cache_policy import Window, WindowMemory
+from omnistream_ros.stream.engines import Engine, StepShape, TorchEngine
+from omnistream_ros.stream.engines.compiled import CompiledEngine
 from omnistream_ros.stream.frame import Frame
 from omnistream_ros.stream.result import FeatureKey, FeatureKind, Outputs
 from omnistream_ros.stream.session import StreamSession
@@ -90,7 +91,7 @@ def test_writes_the_cache_as_eager_does(engine: Engine, model: OmniStream) -> No
     steps(TorchEngine(model), model, frames, other)
     assert mine.storage.keys.data_ptr() == address
     assert mine.streams == other.streams
-    dtype = model.backbone.compute_dtype
+    dtype = model.backbone.cache_dtype
     tolerance = 2e-5 if dtype == torch.float32 else 3e-2
     for a, b in (
         (mine.storage.keys, other.storage.keys),
@@ -229,3 +230,23 @@ def test_a_policy_of_another_kind_is_stepped_eagerly(engines: Engines) -> None:
         strict=True,
     ):
         assert torch.equal(mine.features.patches, wanted.features.patches)
+
+
+def test_a_memory_with_keyframes_in_a_graph(engines: Engines) -> None:
+    """Keyframes come in while the stream runs, stand for several tokens each, move in time."""
+    _, model = engines("compiled", "float32")
+    policy = WindowMemory(1, 2, entries=3, cell=2)
+    shape = StepShape(SHAPE.height, SHAPE.width, policy)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", lambda function, **_: function)  # the same arithmetic
+        engine = CompiledEngine(model, shape)
+    cache = engine.allocate_cache(shape.height, shape.width, policy)
+    other = TorchEngine(model).allocate_cache(shape.height, shape.width, policy)
+    frames = pictures(12)
+    got, expected = (
+        steps(e, model, frames, c) for e, c in ((engine, cache), (TorchEngine(model), other))
+    )
+    assert not engine.remark
+    assert any(kept.frame not in (0, 10, 11) for kept in cache.kept_frames())
+    for mine, wanted in zip(got, expected, strict=True):
+        assert_same(mine, wanted, TOLERANCE["float32"])
