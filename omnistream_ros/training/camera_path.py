@@ -28,7 +28,10 @@ MOTIONS = {
     "sway": 1.0,
     "tour": 1.0,
     "inspect": 3.0,
+    "loop": 0.0,  # only when asked for: long, and made to see its start again
 }
+
+_LAPS = 1.25  # of a loop: the last fifth passes where the first did
 
 
 class PathError(RuntimeError):
@@ -190,6 +193,14 @@ def _motion(
         positions[:, 2] += 0.03 * smooth_noise(rng, t, 2.0, 1)[:, 0]
         pitch = rng.uniform(-0.35, -0.1) + 0.04 * smooth_noise(rng, t, 2.5, 1)[:, 0]
         return positions, positions + _directions(yaw, pitch), 0.3 * roll
+    if name == "loop":
+        # Round and round while looking ahead and outwards; the same way again after one lap.
+        angle = np.arctan2(*(target - start)[[1, 0]]) + 2 * np.pi * _LAPS * t / duration
+        radius = 0.9 * size
+        positions = start + radius * (_directions(angle, 0 * t) - _directions(angle[:1], 0 * t[:1]))
+        yaw = angle + np.radians(60)
+        pitch = np.full_like(t, -0.15)
+        return positions, positions + _directions(yaw, pitch), 0 * t
     if name in ("walk", "drive"):
         speed = rng.uniform(0.2, 1.2 if name == "walk" else 0.9) * size
         heading = np.arctan2(*(target - start)[[1, 0]])

@@ -186,13 +186,14 @@ def test_an_asset_stands_upright_with_its_back_to_positive_y(tmp_path) -> None:
 def test_paths_keep_clear_and_are_smooth(motion: str) -> None:
     table = Item("box:0", "table", (0.8, 0.5, 0.0), 0.3, (1.0, 0.6, 0.75))
     scene = box_room((table,))
+    frames = 150 if motion == "loop" else 30  # a loop turns all the way round
     for seed in range(6):
-        path = make_path(scene, np.random.default_rng(seed), 30, 15.0, motion)
+        path = make_path(scene, np.random.default_rng(seed), frames, 15.0, motion)
         places = path.poses[:, :3, 3]
         assert clearance(scene, places).min() > 0.1
         turns = path.poses[:, :3, :3]
         np.testing.assert_allclose(
-            turns @ turns.transpose(0, 2, 1), np.tile(np.eye(3), (30, 1, 1)), atol=1e-9
+            turns @ turns.transpose(0, 2, 1), np.tile(np.eye(3), (frames, 1, 1)), atol=1e-9
         )
         np.testing.assert_allclose(np.linalg.det(turns), 1, atol=1e-9)
         assert np.linalg.norm(np.diff(places, axis=0), axis=1).max() * 15 < 4, "metres a second"
@@ -200,6 +201,17 @@ def test_paths_keep_clear_and_are_smooth(motion: str) -> None:
         angle = np.degrees(np.arccos(np.clip((trace - 1) / 2, -1, 1))) * 15
         assert np.median(angle) < 120, "degrees a second"
         assert (turns[:, 2, 1] < 0.3).all(), "the image's down points down"
+
+
+def test_a_loop_sees_its_start_again() -> None:
+    path = make_path(box_room(size=6.0), np.random.default_rng(1), 126, 10.0, "loop")
+    lap = 100  # of 125 intervals: the path is a lap and a quarter
+    moved = np.linalg.norm(path.poses[lap:, :3, 3] - path.poses[: 126 - lap, :3, 3], axis=1)
+    assert moved.max() < 0.05  # the hand still shakes
+    ahead = (path.poses[lap:, :3, 2] * path.poses[: 126 - lap, :3, 2]).sum(axis=1)
+    assert ahead.min() > np.cos(np.radians(6))
+    assert np.linalg.norm(path.poses[50, :3, 3] - path.poses[0, :3, 3]) > 0.8
+    assert MOTIONS["loop"] == 0  # training clips are as they were
 
 
 def test_clearance_is_the_distance_to_boxes_walls_floor_and_ceiling() -> None:
