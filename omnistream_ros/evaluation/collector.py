@@ -88,12 +88,14 @@ class Collector:
         self._last_view: DepthView | None = None
         self._poses: list[tuple[int, np.ndarray, np.ndarray]] = []
         self._example_step = 1
+        self._with_truth = 0  # frames that have true depth
 
     def add(
         self, number: int, frame: Frame, prediction: FramePrediction, truth: DepthFrame | None
     ) -> None:
         """Take one frame with its prediction and its true depth, if there is one."""
         change = math.nan
+        self._with_truth += truth is not None
         if truth is not None and prediction.depth is not None:
             check_same_camera(frame, truth)
             self._pairs.add(frame.stamp_ns, prediction.depth, truth.depth, self._limits)
@@ -178,6 +180,9 @@ class Collector:
             result.depth_stamps = list(self._pairs.stamps_ns)
             result.constant_depth = constant_baseline(self._pairs)
             result.temporal_change = mean_of(row.temporal_change for row in result.rows)
+            self._note_coverage("true depth", self._with_truth)
+            if len(self._pairs) < self._with_truth:
+                self._note_coverage("predicted depth", len(self._pairs), self._with_truth)
             if self._pairs.every > 1:
                 result.notes.append(
                     f"depth: one in {self._pairs.every} of {self._pairs.compared:,} valid pixels "
@@ -185,9 +190,18 @@ class Collector:
                 )
         elif self._pairs.stamps_ns:
             raise AlignmentError("no pixel has both a valid true depth and a prediction")
+        elif self._with_truth:
+            result.notes.append("no predicted depth")
         else:
             result.notes.append("no ground-truth depth")
         self._finish_poses(poses)
+
+    def _note_coverage(self, what: str, has: int, of: int | None = None) -> None:
+        """Say so when only a part of the frames could be measured."""
+        frames = len(self.result.rows) if of is None else of
+        if has < frames:
+            whole = "frames" if of is None else "frames that have true depth"
+            self.result.notes.append(f"{what} for {has} of {frames} {whole}: only these count")
 
     def _finish_poses(self, poses: Trajectory | None) -> None:
         result, frames = self.result, len(self.result.rows)
@@ -205,6 +219,11 @@ class Collector:
         for alignment in alignments:
             result.pose[alignment] = pose_metrics(
                 poses, self._truth, frames=frames, tracked=tracked, alignment=alignment
+            )
+        matched = result.pose["sim3"].matched
+        if matched < len(poses):
+            result.notes.append(
+                f"true pose for {matched} of {len(poses)} estimated poses: only these count"
             )
         still = static_trajectory(poses.stamps_ns)
         result.pose["static"] = pose_metrics(still, self._truth, frames=frames, alignment="se3")

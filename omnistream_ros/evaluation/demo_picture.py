@@ -213,11 +213,7 @@ def _draw_paths(axes: Axes, result: DemoResult) -> None:
             axes, trajectory, view, origin, colour=colour, label=label, width=width
         )
         camera_path.draw_cameras(axes, trajectory, view, origin, colour=colour, size=0.09 * extent)
-    middle = 0.5 * (points[:, :2].max(axis=0) + points[:, :2].min(axis=0))
-    half = 0.5 * np.ptp(points[:, :2], axis=0) + 0.14 * extent
-    axes.set_xlim(middle[0] - half[0], middle[0] + half[0])
-    axes.set_ylim(middle[1] - half[1], middle[1] + half[1] + 0.1 * extent)  # below the legend
-    axes.set_aspect("equal", adjustable="datalim")
+    _fit_limits(axes, points[:, :2], margin=0.14 * extent)
     axes.grid(color="#e6e8eb", linewidth=0.7)
     axes.set_axisbelow(True)
     for spine in axes.spines.values():
@@ -232,6 +228,17 @@ def _draw_paths(axes: Axes, result: DemoResult) -> None:
         loc="upper center", bbox_to_anchor=(0.5, 1.0), ncols=4, fontsize=9, frameon=True,
         framealpha=0.9, edgecolor="none", handlelength=1.4, columnspacing=1.2,
     )  # fmt: skip
+
+
+def _fit_limits(axes: Axes, points: np.ndarray, margin: float) -> None:
+    """Show all points (N, 2) with equal scales, filling the axes; more room on top for a legend."""
+    low, high = points.min(axis=0) - margin, points.max(axis=0) + margin * np.array([1.0, 1.7])
+    width, height = axes.bbox.size
+    half = 0.5 * (high - low)
+    half = np.maximum(half, half[::-1] * (width / height, height / width))
+    middle = 0.5 * (low + high)
+    axes.set_xlim(middle[0] - half[0], middle[0] + half[0])
+    axes.set_ylim(middle[1] - half[1], middle[1] + half[1])
 
 
 def _draw_numbers(axes: Axes, result: DemoResult) -> None:

@@ -83,13 +83,20 @@ class DepthPairs:
         if self._file is None and self.pixels + block.shape[1] <= self._memory_pixels:
             self._blocks.append(block)
             return
-        if self._file is None:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115  (close() closes it)
-            for earlier in self._blocks:
-                self._file.write(earlier.tobytes())
-            self._blocks.clear()
-        self._file.seek(0, 2)
-        self._file.write(block.tobytes())
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile()  # noqa: SIM115  (close() closes it)
+                for earlier in self._blocks:
+                    self._file.write(earlier.tobytes())
+                self._blocks.clear()
+            self._file.seek(0, 2)
+            self._file.write(block.tobytes())
+            self._file.flush()
+        except OSError as error:
+            raise RecordingError(
+                f"the pixels to compare do not fit into {tempfile.gettempdir()}: {error.strerror}; "
+                f"set TMPDIR to a folder with {_BYTES * self._most_pixels // 2**20 + 1} MiB free"
+            ) from error
 
     def _thin(self) -> None:
         """Keep every second pixel of what there is, in place."""

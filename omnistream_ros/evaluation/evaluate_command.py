@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from omnistream_ros.evaluation import report, summary
+from omnistream_ros.evaluation import report, summary, terminal_table
 from omnistream_ros.evaluation.child_process import ChildError
 from omnistream_ros.evaluation.cluster import evaluate_on_cluster
 from omnistream_ros.evaluation.evaluate import Options, evaluate
@@ -44,6 +45,8 @@ def run(
         OutputFolderError: another process writes into it.
         ModelError: the model cannot be used.
     """
+    if len(paths) > 1:
+        options = dataclasses.replace(options, predictions_by_name=True)
     # A folder that cannot be written should be known before the work, not after it.
     with output_folder(out):
         results = _measure(paths, options, jobs, ray, say)
@@ -54,11 +57,18 @@ def run(
                     _add_live(path, options, out / folder, result, say)
         about = summary.surroundings(summary.command_line())
         about["notes"] = _protocol_notes(options, results)
-        content = summary.write_files(results, out, about)
-        report.write_report(out / "report.html", content, results)
-    say(summary.table(content))
-    for note in about["notes"]:
-        say(f"note: {note}")
+        content = summary.summarise(results, about)
+        # First of all: what has been measured is known even if it cannot be written.
+        say(terminal_table.table(content))
+        for note in about["notes"]:
+            say(f"note: {note}")
+        try:
+            summary.write_files(results, out, content)
+            report.write_report(out / "report.html", content, results)
+        except OSError as error:
+            raise OSError(
+                error.errno, f"{error.strerror}; the results are not written whole", str(out)
+            ) from error
     say(f"\nreport: {out / 'report.html'}")
     return all(result.status == "ok" for result in results)
 

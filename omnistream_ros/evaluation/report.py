@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import base64
 import html
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from omnistream_ros.evaluation import report_figures
+from omnistream_ros.evaluation import report_figures, report_tables
+from omnistream_ros.evaluation.report_tables import escaped
 from omnistream_ros.evaluation.sequence_result import SequenceResult
 from omnistream_ros.evaluation.summary import EXPLANATIONS
 
@@ -78,7 +78,7 @@ def write_report(path: Path, content: dict[str, Any], results: Sequence[Sequence
     """Write the report.
 
     Args:
-        content: what `summary.write_files` returned.
+        content: from `summary.summarise`.
         results: the same sequences, for the pictures.
 
     Raises:
@@ -90,12 +90,16 @@ def write_report(path: Path, content: dict[str, Any], results: Sequence[Sequence
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="soft">{len(results)} {"recording" if len(results) == 1 else "recordings"}, '
         f"{sum(len(result.rows) for result in results)} frames; "
-        f"{_text(content.get('machine', ''))}</p>",
-        _overview(content),
+        f"{escaped(content.get('machine', ''))}</p>",
+        report_tables.overview(content),
     ]
     for numbers, result in zip(content["sequences"], results, strict=True):
         parts.append(_sequence(numbers, result))
-    parts += ["<h2>What the numbers mean</h2>", _definitions(EXPLANATIONS), _about(content, models)]
+    parts += [
+        "<h2>What the numbers mean</h2>",
+        report_tables.definitions(EXPLANATIONS),
+        _about(content, models),
+    ]
     page = (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -105,76 +109,25 @@ def write_report(path: Path, content: dict[str, Any], results: Sequence[Sequence
     path.write_text(page, encoding="utf-8")
 
 
-# -- numbers --------------------------------------------------------------------------------------
-
-
-def _overview(content: dict[str, Any]) -> str:
-    """All sequences and their means."""
-    head = ("sequence", "frames", "AbsRel metric", "d &lt; 1.25 metric", "AbsRel scale",
-            "d &lt; 1.25 scale", "AbsRel constant", "ATE (m)", "RPE (m)", "RPE (deg)",
-            "ATE static (m)")  # fmt: skip
-    rows = []
-    for one in content["sequences"]:
-        if one["status"] == "failed":
-            cell = f'<td colspan="{len(head) - 1}" class="bad">failed: {_text(one["error"])}</td>'
-            rows.append(f"<tr><td>{_text(one['name'])}</td>{cell}</tr>")
-            continue
-        name = _text(one["name"]) + (" (partial)" if one["status"] == "partial" else "")
-        rows.append(_row([name, str(one["frames"]), *_headline(one)]))
-    mean = content["averages"]
-    if len(mean["averaged"]) > 1 or mean["left_out"]:
-        label = f"mean of {len(mean['averaged'])}"
-        rows.append(_row([label, "", *_headline(mean)], "mean"))
-    out = '<h2 class="first">Overview</h2><div class="scroll"><table>' + _head(head)
-    out += "".join(rows) + "</table></div>"
-    if mean["left_out"]:
-        left_out = "; ".join(f"{name}: {why}" for name, why in mean["left_out"].items())
-        out += f'<p class="bad">Not in the mean: {_text(left_out)}</p>'
-    for note in content.get("notes", []):
-        out += f'<p class="bad">{_text(note)}</p>'
-    return out + (
-        '<p class="soft">Depth: <b>metric</b> as predicted, <b>scale</b> after one factor per '
-        "sequence, <b>constant</b> the baseline that sees nothing: the sequence's median depth "
-        "everywhere. Pose: ATE and RPE after Sim(3) alignment (rotation, translation, scale); "
-        "<b>static</b> is a camera that stands still. Depth means are weighted by valid pixels, "
-        "pose means are not.</p>"
-    )
-
-
-def _headline(numbers: dict[str, Any]) -> list[str]:
-    depth, pose = numbers["depth"], numbers["pose"]
-    metric, scale = depth.get("metric", {}), depth.get("scale", {})
-    sim3 = pose.get("sim3", {})
-    return [
-        _number(metric.get("abs_rel"), 3),
-        _percent(metric.get("delta1")),
-        _number(scale.get("abs_rel"), 3),
-        _percent(scale.get("delta1")),
-        _number(depth.get("constant", {}).get("abs_rel"), 3),
-        _number(sim3.get("ate_m"), 3),
-        _number(sim3.get("rpe_m"), 4),
-        _number(sim3.get("rpe_deg"), 2),
-        _number(pose.get("static", {}).get("ate_m"), 3),
-    ]
-
-
 def _sequence(numbers: dict[str, Any], result: SequenceResult) -> str:
     """One sequence: its tables and its pictures."""
-    out = f"<h2>{_text(result.name)}</h2>"
+    out = f"<h2>{escaped(result.name)}</h2>"
     if result.status == "failed":
-        return out + f'<p class="bad">Failed: {_text(result.error)}</p>'
+        return out + f'<p class="bad">Failed: {escaped(result.error)}</p>'
     info = result.info
     if info is not None:
         size = f", {info.width}x{info.height}" if info.width else ""
-        out += f'<p class="soft">{_text(info.layout)}{size}; <code>{_text(result.path)}</code></p>'
+        out += (
+            f'<p class="soft">{escaped(info.layout)}{size}; <code>{escaped(result.path)}</code></p>'
+        )
     for note in result.notes:
-        out += f'<p class="soft">Note: {_text(note)}</p>'
+        out += f'<p class="soft">Note: {escaped(note)}</p>'
     if numbers["depth"]:
-        out += "<h3>Depth</h3>" + _depth_table(numbers)
+        out += "<h3>Depth</h3>" + report_tables.depth_table(numbers)
     if result.examples:
         out += _figure(result, report_figures.examples, "examples", "jpeg", _EXAMPLES_CAPTION)
     if numbers["pose"]:
-        out += "<h3>Pose</h3>" + _pose_table(numbers)
+        out += "<h3>Pose</h3>" + report_tables.pose_table(numbers)
     if result.trajectory is not None:
         truth = _PATH_CAPTION if result.truth is not None else "No true path to compare with."
         out += _figure(result, report_figures.paths, "camera path", "svg+xml", truth)
@@ -184,107 +137,13 @@ def _sequence(numbers: dict[str, Any], result: SequenceResult) -> str:
             result, report_figures.errors, "errors over time", "svg+xml", _ERRORS_CAPTION
         )
     if numbers["latency_ms"]:
-        out += "<h3>Time per frame</h3>" + _latency_table(numbers)
+        out += "<h3>Time per frame</h3>" + report_tables.latency_table(numbers)
         out += _figure(result, report_figures.timing, "latency", "svg+xml", _TIMING_CAPTION)
         out += "<h3>Memory and cache</h3>"
         out += _figure(result, report_figures.memory, "memory", "svg+xml", _MEMORY_CAPTION)
     if result.live is not None:
-        out += "<h3>Live</h3>" + _live_table(numbers["live"])
+        out += "<h3>Live</h3>" + report_tables.live_table(numbers["live"])
     return out
-
-
-def _depth_table(numbers: dict[str, Any]) -> str:
-    rows = []
-    for name, depth in numbers["depth"].items():
-        alignment = depth.get("alignment") or {}
-        rows.append(
-            _row(
-                [
-                    _text(name),
-                    _number(depth["abs_rel"], 3),
-                    _number(depth["sq_rel"], 3),
-                    _number(depth["rmse"], 3),
-                    _number(depth["log_rmse"], 3),
-                    *(_percent(depth[f"delta{power}"]) for power in (1, 2, 3)),
-                    _number(alignment.get("scale"), 3),
-                    _number(alignment.get("shift"), 3),
-                ],
-                "baseline" if name == "constant" else "",
-            )
-        )
-    head = ("alignment", "AbsRel", "SqRel", "RMSE", "log RMSE", "&lt; 1.25",
-            "&lt; 1.25<sup>2</sup>", "&lt; 1.25<sup>3</sup>", "scale", "shift")  # fmt: skip
-    first = next(iter(numbers["depth"].values()))
-    text = f"{first['pixels']:,} pixels"
-    if "coverage" in first:
-        text += f", {100 * first['coverage']:.1f} % of the valid truth; "
-    text += f"flicker {_percent(numbers['flicker'])}"
-    if numbers["depth"].get("scale", {"alignment": {}})["alignment"] is None:
-        text += "; every frame aligned by itself"
-    return f'<div class="scroll"><table>{_head(head)}{"".join(rows)}</table></div>' + (
-        f'<p class="soft">{text}</p>'
-    )
-
-
-def _pose_table(numbers: dict[str, Any]) -> str:
-    rows = [
-        _row(
-            [
-                _text(name),
-                _number(pose["ate_m"], 3),
-                _number(pose["rpe_m"], 4),
-                _number(pose["rpe_deg"], 3),
-                _number(pose["scale"], 3),
-                _number(pose["scale_drift_percent"], 1),
-                _number(pose["tracked_percent"], 1),
-            ],
-            "baseline" if name == "static" else "",
-        )
-        for name, pose in numbers["pose"].items()
-    ]
-    head = (
-        "alignment",
-        "ATE (m)",
-        "RPE (m)",
-        "RPE (deg)",
-        "scale",
-        "scale drift (%)",
-        "tracked (%)",
-    )
-    first = next(iter(numbers["pose"].values()))
-    return f'<div class="scroll"><table>{_head(head)}{"".join(rows)}</table></div>' + (
-        f'<p class="soft">{first["matched"]} poses matched within 20 ms; the true path is '
-        f"{first['path_m']:.2f} m long</p>"
-    )
-
-
-def _latency_table(numbers: dict[str, Any]) -> str:
-    rows = [
-        _row([_text(stage), _number(value["median"], 1), _number(value["p95"], 1)])
-        for stage, value in numbers["latency_ms"].items()
-    ]
-    return f"<table>{_head(('stage', 'median (ms)', 'p95 (ms)'))}{''.join(rows)}</table>"
-
-
-def _live_table(live: dict[str, Any]) -> str:
-    dropped = ", ".join(f"{count} {_text(why)}" for why, count in live["dropped"].items())
-    rows = {
-        "frames": f"{live['played']} played, {live['received']} received, "
-        f"{live['processed']} processed",
-        "dropped": dropped or "none",
-        "rate": f"{_number(live['rate_hz'], 1)} of {_number(live['played_hz'], 1)} Hz",
-        "receipt to last output": f"{_number(live['latency_median_ms'], 1)} ms median, "
-        f"{_number(live['latency_p95_ms'], 1)} ms p95",
-        **{f"stage {name}": f"{value} ms" for name, value in live["stages_ms"].items()},
-    }
-    table = "".join(_row([_text(name), _text(value)]) for name, value in rows.items())
-    return (
-        f"<table>{table}</table>"
-        '<p class="soft">The recording was played in real time to a real node. Stages: median / '
-        f"p95. A replay of the {live['same_frames']} frames that the node used gives the same "
-        f"results to {live['depth_difference']:.2g} (relative, depth) and "
-        f"{live['position_difference_m']:.2g} m (position), at most.</p>"
-    )
 
 
 def _about(content: dict[str, Any], models: list[tuple[str, str]]) -> str:
@@ -294,10 +153,7 @@ def _about(content: dict[str, Any], models: list[tuple[str, str]]) -> str:
         "machine": content.get("machine", ""),
         "versions": ", ".join(f"{k} {v}" for k, v in content.get("versions", {}).items()),
     }
-    return "<h2>How it was made</h2>" + _definitions(rows)
-
-
-# -- parts ----------------------------------------------------------------------------------------
+    return "<h2>How it was made</h2>" + report_tables.definitions(rows)
 
 
 def _figure(
@@ -310,30 +166,3 @@ def _figure(
     data = base64.b64encode(draw(result)).decode("ascii")
     image = f'<img alt="{alt}" src="data:image/{kind};base64,{data}">'
     return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
-
-
-def _definitions(items: dict[str, str]) -> str:
-    return "<dl>" + "".join(
-        f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in items.items() if value
-    ) + "</dl>"  # fmt: skip
-
-
-def _head(cells: Sequence[str]) -> str:
-    return "<tr>" + "".join(f"<th>{cell}</th>" for cell in cells) + "</tr>"
-
-
-def _row(cells: Sequence[str], kind: str = "") -> str:
-    opening = f'<tr class="{kind}">' if kind else "<tr>"
-    return opening + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f} %"
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -143,7 +144,7 @@ def surroundings(command: Sequence[str]) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "command": " ".join(command),
+        "command": shlex.join(command),
         "versions": versions,
         "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",
     }
@@ -163,21 +164,25 @@ def _processor() -> str:
 # -- files ----------------------------------------------------------------------------------------
 
 
-def write_files(
-    results: Sequence[SequenceResult], out: Path, about: dict[str, Any]
-) -> dict[str, Any]:
-    """Write ``metrics.json`` and, per sequence, ``trajectory.tum`` and ``frames.csv``.
-
-    Raises:
-        OSError: the folder cannot be written (the disk may be full).
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    content = {
+def summarise(results: Sequence[SequenceResult], about: dict[str, Any]) -> dict[str, Any]:
+    """Everything that goes into ``metrics.json``."""
+    return {
         "format": FORMAT,
         **about,
         "averages": averages(results),
         "sequences": [sequence_numbers(result) for result in results],
     }
+
+
+def write_files(results: Sequence[SequenceResult], out: Path, content: dict[str, Any]) -> None:
+    """Write ``metrics.json`` and, per sequence, ``trajectory.tum`` and ``frames.csv``.
+
+    Args:
+        content: from `summarise`.
+
+    Raises:
+        OSError: the folder cannot be written (the disk may be full).
+    """
     for folder, result in zip(sequence_folders(results), results, strict=True):
         place = out / folder
         place.mkdir(exist_ok=True)
@@ -190,7 +195,6 @@ def write_files(
     temporary = out / "metrics.json.part"
     temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(out / "metrics.json")
-    return content
 
 
 def sequence_folders(results: Sequence[SequenceResult]) -> list[str]:
@@ -245,53 +249,6 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-# -- the terminal ---------------------------------------------------------------------------------
-
-
-def table(content: dict[str, Any]) -> str:
-    """The result as text, one line per sequence."""
-    width = max([8, *(len(one["name"]) for one in content["sequences"])])
-    lines = [
-        " " * width + "  frames  AbsRel  d<1.25  AbsRel  d<1.25  constant     ATE      RPE     RPE",
-        " " * width + "          metric  metric   scale   scale    AbsRel    sim3     sim3     deg",
-    ]
-    for one in content["sequences"]:
-        if one["status"] == "failed":
-            lines.append(f"{one['name']:{width}}  failed: {one['error']}")
-            continue
-        partial = " (partial)" if one["status"] == "partial" else ""
-        lines.append(f"{one['name']:{width}}  {one['frames']:6d}" + _cells(one) + partial)
-    mean = content["averages"]
-    count = len(mean["averaged"])
-    if count > 1 or mean["left_out"]:
-        lines.append(f"{f'mean ({count})':{width}}  {'':6}" + _cells(mean))
-    if mean["left_out"]:
-        lines.append(f"not in the mean: {', '.join(mean['left_out'])}")
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _cells(numbers: dict[str, Any]) -> str:
-    depth, pose = numbers["depth"], numbers["pose"]
-    out = ""
-    for name in ("metric", "scale"):
-        out += _cell(depth.get(name, {}).get("abs_rel"), 8, 3)
-        out += _cell(depth.get(name, {}).get("delta1"), 8, 3)
-    out += _cell(depth.get("constant", {}).get("abs_rel"), 10, 3)
-    sim3 = pose.get("sim3", {})
-    return (
-        out
-        + _cell(sim3.get("ate_m"), 8, 3)
-        + _cell(sim3.get("rpe_m"), 9, 4)
-        + _cell(sim3.get("rpe_deg"), 8, 3)
-    )
-
-
-def _cell(value: float | None, width: int, digits: int) -> str:
-    if value is None or not math.isfinite(value):
-        return f"{'-':>{width}}"
-    return f"{value:>{width}.{digits}f}"
 
 
 def command_line() -> list[str]:

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wrong with a recording or with the disk becomes a reason, never a number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import bags
+import numpy as np
+import pytest
+from corridor import FRAMES, SIZE, corridor_depth, write_tum_folder
+
+from omnistream_ros.evaluation import summary, terminal_table
+from omnistream_ros.evaluation.collector import Scoring
+from omnistream_ros.evaluation.evaluate import Options, evaluate, evaluate_one
+from omnistream_ros.evaluation.predictors import FramePrediction
+from omnistream_ros.evaluation.recordings import open_recording
+from omnistream_ros.evaluation.replay import replay
+
+
+def silent(*_: object) -> None:
+    """A progress that says nothing."""
+
+
+def test_truth_without_one_valid_pixel_is_a_failure(tmp_path, perfect_predictions) -> None:
+    import cv2
+
+    folder = write_tum_folder(tmp_path / "dark")
+    for file in (folder / "depth").iterdir():
+        cv2.imwrite(str(file), np.zeros(SIZE, np.uint16))
+    result = evaluate_one(folder, Options(predictions=perfect_predictions))
+    assert result.status == "failed"
+    assert "valid true depth" in result.error
+
+
+def test_truth_of_half_the_time_is_used_for_that_half(tmp_path, perfect_predictions) -> None:
+    folder = write_tum_folder(tmp_path / "half")
+    lines = (folder / "depth.txt").read_text().splitlines()
+    (folder / "depth.txt").write_text("\n".join(lines[:7]) + "\n")
+    lines = (folder / "groundtruth.txt").read_text().splitlines()
+    (folder / "groundtruth.txt").write_text("\n".join(lines[:6]) + "\n")
+    result = evaluate_one(folder, Options(predictions=perfect_predictions))
+    assert (result.status, len(result.rows), len(result.depth_stamps)) == ("ok", FRAMES, 6)
+    assert result.pose["sim3"].matched == 5
+    assert f"true depth for 6 of {FRAMES} frames: only these count" in result.notes
+    assert f"true pose for 5 of {FRAMES} estimated poses: only these count" in result.notes
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda d: (d / "rgb.txt").write_text(""), "holds no image"),
+        (lambda d: spoil_line(d / "groundtruth.txt", 4, "0.3 0 0 nan 0 0 0 1"), "not finite"),
+        (lambda d: spoil_line(d / "groundtruth.txt", 4, "0.3 0 0 0 0 0 0 2"), "length 2"),
+        (lambda d: spoil_line(d / "groundtruth.txt", 4, "0.1 0 0 0 0 0 0 1"), "must increase"),
+        (lambda d: spoil_line(d / "rgb.txt", 4, "0.1 rgb/0003.png"), "stamps must increase"),
+        (lambda d: spoil_line(d / "depth.txt", 4, "0.1 depth/0003.png"), "stamps must increase"),
+        (lambda d: (d / "rgb" / "0003.png").unlink(), "0003.png"),
+        (lambda d: (d / "depth" / "0003.png").write_bytes(b"junk"), "16-bit"),
+        (lambda d: shift_stamps(d / "groundtruth.txt", 1e6), "Are their clocks the same?"),
+    ],
+)
+def test_a_broken_recording_is_failed_with_a_reason_and_without_numbers(
+    tmp_path, perfect_predictions, spoil, words: str
+) -> None:
+    folder = write_tum_folder(tmp_path / "broken")
+    spoil(folder)
+    result = evaluate_one(folder, Options(predictions=perfect_predictions))
+    assert result.status == "failed"
+    assert words in result.error
+    assert not result.depth
+    assert not result.pose
+
+
+def spoil_line(file: Path, number: int, text: str) -> None:
+    """Replace the line of one entry; the first line is a comment."""
+    lines = file.read_text().splitlines()
+    lines[number] = text
+    file.write_text("\n".join(lines) + "\n")
+
+
+def shift_stamps(file: Path, seconds: float) -> None:
+    lines = [line.split(" ", 1) for line in file.read_text().splitlines()[1:]]
+    file.write_text("".join(f"{float(stamp) + seconds} {rest}\n" for stamp, rest in lines))
+
+
+def test_bags_that_cannot_be_used_are_failed_sequences(tmp_path, perfect_predictions) -> None:
+    grey = np.zeros((48, 64), np.uint8)
+    tf = [("/tf", 10**18, bags.transform(0, "world", "camera", (0, 0, 0), (0, 0, 0, 1.0)))]
+    images = [("/image", 10**18 + i, bags.image(i * 10**8, grey, "mono8")) for i in range(40)]
+    depths = [
+        (name, 10**18, bags.image(0, np.full((48, 64), 900, np.uint16), "16UC1"))
+        for name in ("/one/depth", "/two/depth")
+    ]
+    bags.write_bag(tmp_path / "no_image", tf)
+    bags.write_bag(tmp_path / "two_depths", [*images, *depths])
+    cut = bags.write_bag(tmp_path / "cut", images) / "cut.mcap"
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    paths = [tmp_path / name for name in ("no_image", "two_depths", "cut")]
+    results = list(evaluate(paths, Options(predictions=perfect_predictions), 1, silent))
+    assert [result.status for result in results] == ["failed"] * 3
+    for result, words in zip(results, ("no image topic", "several depth", "reindex"), strict=True):
+        assert words in result.error
+
+
+def test_depth_of_another_shape_fails(tmp_path, perfect_predictions) -> None:
+    import cv2
+
+    folder = write_tum_folder(tmp_path / "other")
+    (folder / "camera.yaml").unlink()
+    for file in (folder / "depth").iterdir():
+        cv2.imwrite(str(file), np.full((64, 64), 1000, np.uint16))
+    result = evaluate_one(folder, Options(predictions=perfect_predictions))
+    assert (result.status, "another camera" in result.error) == ("failed", True)
+
+
+class Interrupting:
+    """A predictor that is interrupted at its fifth frame."""
+
+    name, sha256, metric, context_capacity = "test", "", True, 0
+
+    def predict(self, number, frame) -> FramePrediction:
+        if number == 5:
+            raise KeyboardInterrupt
+        return FramePrediction(depth=corridor_depth(number))
+
+    def trajectory(self):
+        return None
+
+
+def test_interrupted_replay_measures_what_was_done(corridor) -> None:
+    result = replay(open_recording(corridor), Interrupting(), Scoring())
+    assert (result.status, len(result.rows)) == ("partial", 5)
+    assert result.depth["metric"].metrics.abs_rel == pytest.approx(0.0, abs=1e-3)
+    assert result.name in summary.averages([result])["left_out"]
+
+
+def test_failed_sequences_are_named_and_in_no_mean(corridor, perfect_predictions, tmp_path) -> None:
+    options = Options(predictions=perfect_predictions)
+    results = list(evaluate([corridor, tmp_path / "absent", corridor], options, 1, silent))
+    mean = summary.averages(results)
+    assert list(mean["left_out"]) == ["absent"]
+    assert mean["depth"]["metric"]["sequences"] == 2
+    assert mean["depth"]["metric"]["abs_rel"] == results[0].depth["metric"].metrics.abs_rel
+    text = terminal_table.table(
+        {"sequences": [summary.sequence_numbers(r) for r in results], "averages": mean}
+    )
+    assert "absent    failed: no recording at" in text
+    assert "not in the mean: absent" in text
