@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that make models: `render`, `train`, `train-heads`, `train-matching`, `card`."""
+"""Commands that make models: `render`, `clips`, `train`, `train-*` for its heads, `card`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def declare(commands: Any) -> None:
     _declare_train(commands)
     _declare_train_heads(commands)
     _declare_train_matching(commands)
+    _declare_train_language(commands)
     _declare_card(commands)
 
 
@@ -287,6 +288,33 @@ def _run_train_matching(options: argparse.Namespace) -> None:
     )
     output = options.output or options.weights
     train_matching(options.weights, output, settings, start_from=options.start_from)
+
+
+def _declare_train_language(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "train-language",
+        _run_train_language,
+        "train the language head (labels in words of your choosing) of a finished model",
+    )
+    command.add_argument("weights", help="a .safetensors file, or the name of a model")
+    command.add_argument("clips", type=Path, help="folder of clips (omnistream render)")
+    command.add_argument("--output", type=Path, required=True, help="the .safetensors to write")
+    command.add_argument("--steps", type=int, default=1500, help="default: %(default)s")
+    command.add_argument("--clip-count", type=int, default=200, help="default: %(default)s")
+    command.add_argument("--seed", type=int, default=0)
+
+
+def _run_train_language(options: argparse.Namespace) -> None:
+    from omnistream_ros.training.train_language import LanguageSettings, train_language
+
+    settings = LanguageSettings(
+        clips=options.clips,
+        steps=options.steps,
+        clip_count=options.clip_count,
+        seed=options.seed,
+    )
+    train_language(options.weights, options.output, settings)
 
 
 def _declare_card(commands: Any) -> None:
