@@ -112,11 +112,19 @@ def measure(case: Case) -> Measurement:
             step = _recompute(model, case, device, dtype)
         milliseconds = _median_ms(step, case, device)
         peak = _peak_mib(device)
-        with FlopCounterMode(display=False, custom_mapping=_MORE_OPERATIONS) as counter:
-            step()
-        gflop = counter.get_total_flops() / 1e9
+        gflop = count_flop(step) / 1e9
         peak_gflops = matrix_speed(device, dtype)
     return Measurement(milliseconds, peak, cache_mib, gflop, peak_gflops)
+
+
+def count_flop(step: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products, attention and convolutions in `step`.
+
+    It must run eagerly, on torch's own attention: of other kernels the counter knows nothing.
+    """
+    with FlopCounterMode(display=False, custom_mapping=_MORE_OPERATIONS) as counter:
+        step()
+    return int(counter.get_total_flops())
 
 
 def _cached_step(

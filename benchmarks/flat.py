@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Do latency and memory stay where they are while a stream runs on and on?
+
+    python benchmarks/flat.py [--frames 100000] [--model tiny] [--modes ...] --out FOLDER
+
+Every mode (kernel and type, times what the cache keeps) runs one stream in a process of its own.
+From frame 100 on, the time of each step and, every 100 frames, the resident memory of the process
+are recorded, and a straight line is fitted to the medians of 100 equal parts of the run. Time is
+that of the processor on one thread, which other programs disturb less than that of the clock on the
+wall. Writes flat.json and flat.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from array import array
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from omnistream_ros.evaluation.summary import surroundings
+from omnistream_ros.model import ModelConfig, OmniStream, build_model, load_model
+from omnistream_ros.model.cache_policy import Policy, Window, WindowMemory
+from omnistream_ros.model.fast_cpu import fast_model
+
+TINY = ModelConfig(name="tiny", width=64, depth=2, heads=1, taps=(0, 0, 1, 1), model_pixels=32 * 32)
+SIZES = {"tiny": (32, 32), "omnistream-nano": (144, 192)}
+POLICIES: dict[str, Policy] = {"window": Window(1, 16), "memory": WindowMemory(1, 8, 16, 3)}
+KINDS = ("eager-float32", "fast-float32", "fast-bfloat16")
+MODES = tuple(f"{kind}/{policy}" for kind in KINDS for policy in POLICIES)
+FIRST = 100  # frames before which buffers may still fill
+PARTS = 100
+
+
+def make_model(name: str, kind: str) -> OmniStream:
+    """The model in one of the KINDS."""
+    torch.manual_seed(0)
+    model = build_model(TINY).eval() if name == "tiny" else load_model(name)[0]
+    if kind == "eager-float32":
+        return model
+    return fast_model(model, getattr(torch, kind.removeprefix("fast-")))
+
+
+def run(name: str, mode: str, frames: int) -> dict[str, list[float]]:
+    """Processor seconds of each step from FIRST on, and resident bytes every 100 frames."""
+    kind, policy = mode.split("/")
+    height, width = SIZES[name]
+    model = make_model(name, kind)
+    cache = model.backbone.allocate_cache(height, width, policy=POLICIES[policy])
+    images = torch.randn(16, 1, 3, height, width)
+    seconds, resident = (
+        array("d", bytes(8 * (frames - FIRST))),
+        array("q", bytes(8 * (frames // 100))),
+    )
+    with torch.inference_mode():
+        for frame in range(frames):
+            start = time.process_time()
+            model.step(images[frame * 7 % 16], cache)
+            if frame >= FIRST:
+                seconds[frame - FIRST] = time.process_time() - start
+            if frame % 100 == 99:
+                resident[frame // 100] = resident_bytes()
+    return {"seconds": list(seconds), "resident": list(resident)}
+
+
+def resident_bytes() -> int:
+    """Of this process, now."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def slope(values: np.ndarray) -> tuple[float, float]:
+    """Growth of a straight line over all values, relative to their mean, and its 95 % error."""
+    x = np.linspace(-0.5, 0.5, len(values))
+    (a, b), covariance = np.polyfit(x, values, 1, cov=True)
+    return a / b, 1.96 * float(np.sqrt(covariance[0, 0])) / b
+
+
+def judge(mode: str, measured: dict[str, list[float]]) -> dict[str, object]:
+    """Medians of the parts, resident memory by part, and what a straight line says of both."""
+    parts = np.array([np.median(p) for p in np.array_split(measured["seconds"], PARTS)])
+    resident = np.array(measured["resident"], dtype=np.float64)
+    growth, error = slope(parts)
+    return {
+        "mode": mode,
+        "frames": FIRST + len(measured["seconds"]),
+        "median_ms": 1e3 * float(np.median(parts)),
+        "latency_growth": growth,
+        "latency_error": error,
+        "resident_mib": float(resident[-1] / 2**20),
+        "resident_growth": float(resident[-1] / resident[0] - 1),
+        "parts_ms": (1e3 * parts).round(4).tolist(),
+        "resident": [int(p.mean()) for p in np.array_split(resident, min(PARTS, len(resident)))],
+    }
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 3.6), facecolor="white")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for row in rows:
+        x = np.linspace(FIRST, row["frames"], len(row["parts_ms"])) / 1000
+        left.plot(x, np.array(row["parts_ms"]) / row["median_ms"], lw=1, label=row["mode"])
+        x = np.linspace(FIRST, row["frames"], len(row["resident"])) / 1000
+        right.plot(x, np.array(row["resident"]) / row["resident"][0], lw=1, label=row["mode"])
+    left.set_ylim(0, 3)
+    right.set_ylim(0.97, 1.03)
+    for axes, label in (
+        (left, "step time / its median"),
+        (right, "resident memory / at frame 100"),
+    ):
+        axes.set_xlabel("thousand frames")
+        axes.set_ylabel(label)
+        axes.grid(color="#e6e8eb", linewidth=0.7)
+    right.legend(frameon=False, fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--frames", type=int, default=100_000)
+    parser.add_argument("--model", choices=SIZES, default="tiny")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--parallel", type=int, default=1, help="modes that run side by side")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        torch.set_num_threads(1)
+        json.dump(run(args.model, args.child, args.frames), sys.stdout)
+        return 0
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    def measure(mode: str) -> dict[str, object]:
+        command = [sys.executable, __file__, "--child", mode, "--model", args.model]
+        command += ["--frames", str(args.frames), "--out", str(args.out)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+        return judge(mode, json.loads(done.stdout))
+
+    rows = []
+    for row in ThreadPoolExecutor(args.parallel).map(measure, args.modes):
+        rows.append(row)
+        print(
+            f"{row['mode']:<24}{row['median_ms']:>8.2f} ms, "
+            f"growth {100 * row['latency_growth']:+.1f} % "
+            f"(+-{100 * row['latency_error']:.1f}); {row['resident_mib']:.0f} MiB, growth "
+            f"{100 * row['resident_growth']:+.2f} %",
+            flush=True,
+        )
+        content = {**surroundings(sys.argv), "model": args.model, "rows": rows}
+        (args.out / "flat.json").write_text(json.dumps(content, indent=1) + "\n")
+        draw(rows, args.out / "flat.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
