@@ -30,6 +30,10 @@ _MEDIAN_OF_NORMAL = 1.18
 CORRELATED = 6.0
 _DAMPING = 1e-5  # pulls directions that no point speaks about towards the starting motion
 _ROUNDS = 6
+# A step of less than this (metres, radians) is the last but one; or ends the beginning.
+_SETTLED, _NEARLY = 1e-5, 1e-3
+_FEWEST = 6  # points; with fewer nothing is tried
+_UNKNOWN = 1e9  # variance of a motion about which nothing is known
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,10 @@ def solve_motion(
     seen = sightings.seen
     points, rays, variance = points[seen], rays[seen], variance[seen]
     position, whitening = sightings.position[seen], sightings.whitening[seen]
+    if len(points) < _FEWEST:
+        return Motion(start, _UNKNOWN * np.eye(6), 0.0)
     matrix = start
+    early, last = True, False
     for number in range(_ROUNDS + 1):
         residual, jacobian, by_depth, depth = linearise(
             points, rays, position, whitening, camera, matrix
@@ -95,7 +102,7 @@ def solve_motion(
         # Before it is known who agrees with whom, somebody walking close by would win: near points
         # pull with the inverse square of their depth, and depths that give way make room for the
         # wrong motion. So first one point has one vote, and its depth stands.
-        early = number < _ROUNDS // 2
+        early = early and number < _ROUNDS // 2
         loose = np.zeros_like(variance) if early else variance
         squared, robust = _agreement(residual, by_depth, loose, depth > NEAREST)
         votes = robust * np.minimum((depth / _median(depth)) ** 2, 1.0) if early else robust
@@ -104,11 +111,14 @@ def solve_motion(
         )
         information /= squared * CORRELATED
         gradient /= squared * CORRELATED
-        if number == _ROUNDS:
+        if last or number == _ROUNDS:
             break
         diagonal = np.diag(information)
         floor = np.diag(_DAMPING * (diagonal + max(diagonal.mean(), 1e-6)) + 1e-9)
-        matrix = perturbed(matrix, np.linalg.solve(information + floor, -gradient))
+        step = np.linalg.solve(information + floor, -gradient)
+        matrix = perturbed(matrix, step)
+        settled = bool(np.abs(step).max() < (_NEARLY if early else _SETTLED))
+        early, last = early and not settled, settled and not early
     floor = 1e-9 * max(np.trace(information), 1.0)  # no information at all: a huge covariance
     covariance = np.linalg.inv(information + floor * np.eye(6))
     return Motion(geometry.orthonormalised(matrix), covariance, float(robust.sum()))
@@ -153,10 +163,10 @@ def robust_weights(error_squared: np.ndarray, usable: np.ndarray) -> tuple[np.nd
 
     Cauchy's influence, squared: points that disagree lose all say, not just most of it.
     """
-    known = np.where(usable, error_squared, np.nan)
-    medians = np.full(known.shape[:-1], np.inf)
-    any_usable = usable.any(-1)
-    medians[any_usable] = np.nanmedian(known[any_usable], axis=-1)
+    # The lower median by hand: numpy's of values with holes costs more than all the rest.
+    known = np.sort(np.where(usable, error_squared, np.inf), axis=-1)
+    middle = (np.maximum(usable.sum(-1), 1) - 1) // 2
+    medians = np.take_along_axis(known, middle[..., None], axis=-1)[..., 0]
     squared = np.clip(medians, _SMALLEST_MEDIAN**2, 1e12)
     weights = usable / (1 + error_squared / (_TOLERANCE**2 * squared[..., None])) ** 2
     return squared / _MEDIAN_OF_NORMAL**2, weights

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bundle adjustment of keyframes whose truth is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from box_room import CAMERA, CELLS, look, render
+
+from omnistream_ros.stream import geometry
+from omnistream_ros.stream.bundle import adjust
+from omnistream_ros.stream.keyframes import Keyframe, View, make_keyframe, project
+from omnistream_ros.stream.motion_solver import Sightings, logarithm
+
+PATH = [
+    look(),
+    look(0.3, 0.05, 0.1, (0, -4, 2)),
+    look(0.5, -0.1, 0.2, (2, -8, 0)),
+    look(0.2, -0.2, 0.3, (4, 2, -3)),
+]
+
+
+def keyframe(number: int, pose: np.ndarray, scale: float = 1.0) -> Keyframe:
+    seen = render(pose)
+    view = View(
+        torch.zeros(1, 2, CELLS.height, CELLS.width), torch.zeros(CAMERA.height, CAMERA.width)
+    )
+    depth = torch.from_numpy(scale * seen.depth).float()
+    world_to_camera = geometry.rigid_inverse(pose)
+    return make_keyframe(number, view, depth, CELLS, world_to_camera, np.zeros((6, 6)))
+
+
+def see(key: Keyframe, from_pose: np.ndarray, other: np.ndarray) -> Sightings:
+    """Where another camera truly sees the places of an undisturbed keyframe."""
+    position, _ = project(key.points(), key.camera, geometry.rigid_inverse(other) @ from_pose)
+    inside = ((position > 0) & (position < key.size - 1)).all(1)
+    whitening = np.where(inside[:, None], [30.0, 0.0, 30.0], 0.0)
+    return Sightings(np.where(inside[:, None], position, 0.0), whitening)
+
+
+def linked() -> list[Keyframe]:
+    """Keyframes with exact depth, poses and sightings."""
+    keys = [keyframe(i, pose) for i, pose in enumerate(PATH)]
+    for key, pose in zip(keys, PATH, strict=True):
+        for other in keys:
+            if other is not key:
+                key.seen_by[other.number] = see(key, pose, PATH[other.number])
+    return keys
+
+
+def gap(key: Keyframe, pose: np.ndarray) -> tuple[float, float]:
+    d = logarithm(key.camera_from_world @ pose)
+    return float(np.linalg.norm(d[:3])), float(np.degrees(np.linalg.norm(d[3:])))
+
+
+def test_the_truth_stays() -> None:
+    keys = linked()
+    assert adjust(keys[1:], keys[:1])
+    for key, pose in zip(keys, PATH, strict=True):
+        assert gap(key, pose) < (1e-3, 0.05)
+        assert np.abs(key.correction).max() < 0.02
+
+
+def test_wrong_poses_come_right() -> None:
+    keys = linked()
+    rng = np.random.default_rng(0)
+    for key in keys[1:]:
+        off = look(*rng.normal(0, 0.05, 3), rng.normal(0, 1.5, 3))
+        key.camera_from_world = off @ key.camera_from_world
+    for _ in range(3):
+        assert adjust(keys[1:], keys[:1])
+    for key, pose in zip(keys, PATH, strict=True):
+        assert gap(key, pose) < (0.01, 0.2)
+
+
+def test_depth_that_flickers_and_leans_fits_into_one_room() -> None:
+    keys = linked()
+    truth = [key.predicted.copy() for key in keys]
+    rng = np.random.default_rng(1)
+    for key in keys[1:]:
+        shape = np.array([0.15, 0.08, 0.08]) * rng.normal(size=3)
+        key.predicted = key.predicted + key.basis @ shape + rng.normal(0, 0.1, len(key.cells))
+
+    def error() -> float:
+        outcome = [k.predicted + k.basis @ k.shape + k.correction for k in keys[1:]]
+        return float(
+            np.mean([np.abs(a - b).mean() for a, b in zip(outcome, truth[1:], strict=True)])
+        )
+
+    before = error()
+    for _ in range(4):
+        assert adjust(keys[1:], keys[:1])
+    assert error() < 0.4 * before
+    for key, pose in zip(keys, PATH, strict=True):
+        assert gap(key, pose) < (0.02, 0.2)
+
+
+def test_fixed_keyframes_do_not_change() -> None:
+    keys = linked()
+    keys[2].camera_from_world = look(0.05) @ keys[2].camera_from_world
+    before = [(k.camera_from_world.copy(), k.shape.copy(), k.correction.copy()) for k in keys[:2]]
+    assert adjust(keys[2:], keys[:2])
+    for key, (pose, shape, correction) in zip(keys, before, strict=False):
+        assert np.array_equal(key.camera_from_world, pose)
+        assert np.array_equal(key.shape, shape)
+        assert np.array_equal(key.correction, correction)
+
+
+def test_without_fixed_keyframes_the_last_one_holds_the_rest() -> None:
+    keys = linked()[::-1]
+    last = keys[-1].camera_from_world.copy()
+    keys[0].camera_from_world = look(0.05) @ keys[0].camera_from_world
+    assert adjust(keys, [])
+    assert np.array_equal(keys[-1].camera_from_world, last)
+    assert gap(keys[0], PATH[-1])[0] < 0.01
+
+
+def test_what_is_known_better_has_less_variance() -> None:
+    keys = linked()
+    assert adjust(keys, [])
+    seen = np.sum([s.seen for s in keys[1].seen_by.values()], axis=0)
+    assert (keys[1].variance <= keys[1].prior + 1e-12).all()
+    assert keys[1].variance[seen >= 2].mean() < 0.2 * keys[1].prior.mean()
+    assert np.allclose(keys[1].variance[seen == 0], keys[1].prior[seen == 0])
+
+
+@pytest.mark.parametrize("kind", ["no links", "links to strangers"])
+def test_nothing_to_adjust(kind: str) -> None:
+    keys = [keyframe(i, pose) for i, pose in enumerate(PATH[:2])]
+    if kind == "links to strangers":
+        keys[0].seen_by[17] = see(keys[0], PATH[0], PATH[1])
+    before = keys[1].camera_from_world.copy()
+    assert not adjust(keys, [])
+    assert np.array_equal(keys[1].camera_from_world, before)
+
+
+def test_sightings_of_nothing_do_no_harm() -> None:
+    keys = linked()
+    for key in keys:
+        for number, s in key.seen_by.items():
+            key.seen_by[number] = Sightings(np.zeros_like(s.position), np.zeros_like(s.whitening))
+    adjust(keys[1:], keys[:1])
+    for key, pose in zip(keys, PATH, strict=True):
+        assert np.isfinite(key.points()).all()
+        assert gap(key, pose) < (1e-6, 1e-6)
