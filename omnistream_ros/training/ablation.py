@@ -68,7 +68,7 @@ class AblationSettings:
     run: Path
     steps: int = 600
     probe_count: int = 150
-    motion_steps: int = 400  # of the attentive probe
+    motion_steps: int = 300  # of the attentive probe
     held_out: int = 20
     training: dict[str, Any] = field(default_factory=dict)  # other TrainSettings
     config: ModelConfig | str = "omnistream-nano"
