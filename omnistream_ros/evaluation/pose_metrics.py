@@ -13,11 +13,11 @@ from typing import Literal
 
 import numpy as np
 
+from omnistream_ros.evaluation.rotations import rotation_angles
 from omnistream_ros.evaluation.trajectory import (
     Trajectory,
     TrajectoryError,
     associate,
-    rotation_angles,
 )
 
 #: Estimated and true poses belong together when their stamps differ by no more than this.

@@ -278,6 +278,7 @@ def test_constant_prediction_gets_the_median_as_shift() -> None:
     assert found.apply(np.array([0.7]))[0] == pytest.approx(2.0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.125, 100, width=32), min_size=1, max_size=40))
 def test_median_is_the_lower_middle_value(values: list[float]) -> None:
     array = np.array(values)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnistream_ros.evaluation.recordings import (
@@ -25,6 +25,7 @@ def depths(stamps):
     return (DepthFrame(stamp, np.ones((1, 1), np.float32)) for stamp in stamps)
 
 
+@settings(deadline=None)
 @given(STAMPS, STAMPS, st.integers(0, 50))
 def test_every_frame_gets_the_nearest_depth_or_none(images, truths, tolerance) -> None:
     pairs = list(with_depth(frames(images), depths(truths), tolerance))
