@@ -132,7 +132,7 @@ def smooth_frames(size: tuple[int, int], count: int) -> list[Tensor]:
 
 
 def agreement(
-    plain: OmniStream, size: tuple[int, int], context: int
+    plain: OmniStream, size: tuple[int, int], context: int, names: Sequence[str]
 ) -> dict[str, dict[str, float]]:
     """Smallest feature cosine, largest relative difference of depth, over `context` frames."""
     images = smooth_frames(size, context)

@@ -109,7 +109,8 @@ def test_a_failing_compiler_is_told_and_survived(user: User, start_node: NodeSta
 
 
 def test_a_device_lost_in_mid_stream_recovers(user: User, start_node: NodeStarter) -> None:
-    node = start_node.fork(losing_its_device, start_node.arguments(autostart=True))
+    arguments = start_node.arguments(autostart=True, engine="eager")
+    node = start_node.fork(losing_its_device, arguments)
     status = user.collect(StreamStatus, f"{NODE}/status")
     node.wait_for("waiting for images")
     send = user.camera()

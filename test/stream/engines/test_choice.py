@@ -15,6 +15,8 @@ from torch import Tensor
 
 from omnistream_ros.model import KVCache, OmniStream, Prediction
 from omnistream_ros.model.cache_policy import Window
+from omnistream_ros.model.fast_cpu import fast_model
+from omnistream_ros.model.packed_storage import can_hold
 from omnistream_ros.stream.engines import EngineError, EngineMaker, StepShape, TorchEngine, choice
 from omnistream_ros.stream.engines.check import Reference
 from omnistream_ros.stream.engines.onnx_engine import OnnxEngine
@@ -333,3 +335,43 @@ def test_auto_for_real(maker: Callable[..., EngineMaker], onnx_file: OnnxFile) -
 
 def _no_compiler(*_: object, **__: object) -> Callable[..., None]:
     raise RuntimeError("no compiler here")
+
+
+def test_by_default_a_cpu_runs_the_fast_engine(maker: Callable[..., EngineMaker]) -> None:
+    engine = maker().make("default")
+    assert engine.name == "fast"
+    kernel = can_hold(engine.model.config.head_dim, torch.device("cpu"), torch.bfloat16)
+    assert engine.model.backbone.cache_dtype == (torch.bfloat16 if kernel else torch.float32)
+
+
+def test_the_default_falls_back_from_rounding_to_float32_to_eager(
+    maker: Callable[..., EngineMaker], told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[torch.dtype] = []
+
+    def refuse(model: OmniStream, dtype: torch.dtype) -> OmniStream:
+        tried.append(dtype)
+        raise ValueError("not on this machine")
+
+    monkeypatch.setattr(choice, "fast_model", refuse)
+    monkeypatch.setattr(choice, "can_hold", lambda *_: True)
+    engine = maker().make("default")
+    assert engine.name == "eager"
+    assert tried == [torch.bfloat16, torch.float32]
+    assert sum("not on this machine" in text for text in told) == 2
+
+
+def test_the_default_takes_nothing_that_is_off(
+    maker: Callable[..., EngineMaker], told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def off(model: OmniStream, dtype: torch.dtype) -> OmniStream:
+        wrong = fast_model(model, dtype)
+        with torch.no_grad():
+            wrong.backbone.post_layernorm.weight = torch.nn.Parameter(
+                wrong.backbone.post_layernorm.weight * torch.linspace(1, 3, model.config.width)
+            )
+        return wrong
+
+    monkeypatch.setattr(choice, "fast_model", off)
+    assert maker().make("default").name == "eager"
+    assert any("does not compute what the model says" in text for text in told)
