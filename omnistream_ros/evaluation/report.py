@@ -46,6 +46,7 @@ dt { font-weight: 600; } dd { margin: 0; }
   h2 { break-before: page; } h2.first { break-before: auto; }
   @page { margin: 14mm; }
   figure, table, h3 { break-inside: avoid; } h3, table { break-after: avoid; }
+  .examples img { width: auto; max-height: 135mm; margin: auto; }
   th, td { padding: .2rem .45rem; } .scroll { overflow: visible; }
 }
 """
@@ -94,7 +95,7 @@ def write_report(path: Path, content: dict[str, Any], results: Sequence[Sequence
         report_tables.overview(content),
     ]
     for numbers, result in zip(content["sequences"], results, strict=True):
-        parts.append(_sequence(numbers, result))
+        parts.append(_sequence(numbers, result, "first" if len(results) == 1 else ""))
     parts += [
         "<h2>What the numbers mean</h2>",
         report_tables.definitions(EXPLANATIONS),
@@ -109,9 +110,9 @@ def write_report(path: Path, content: dict[str, Any], results: Sequence[Sequence
     path.write_text(page, encoding="utf-8")
 
 
-def _sequence(numbers: dict[str, Any], result: SequenceResult) -> str:
-    """One sequence: its tables and its pictures."""
-    out = f"<h2>{escaped(result.name)}</h2>"
+def _sequence(numbers: dict[str, Any], result: SequenceResult, place: str) -> str:
+    """One sequence: its tables and its pictures; on paper on a new page, unless it is ``first``."""
+    out = f'<h2 class="{place}">{escaped(result.name)}</h2>'
     if result.status == "failed":
         return out + f'<p class="bad">Failed: {escaped(result.error)}</p>'
     info = result.info
@@ -165,4 +166,5 @@ def _figure(
 ) -> str:
     data = base64.b64encode(draw(result)).decode("ascii")
     image = f'<img alt="{alt}" src="data:image/{kind};base64,{data}">'
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+    kind_of = alt.replace(" ", "-")
+    return f'<figure class="{kind_of}">{image}<figcaption>{caption}</figcaption></figure>'
