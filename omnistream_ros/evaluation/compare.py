@@ -75,6 +75,9 @@ def _block(name: str, a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     for label, one in (("A", a), ("B", b)):
         if one.get("status", "ok") != "ok":
             lines.append(f"  {label} {one['status']}: {one.get('error') or 'see its notes'}")
+    counts = [one.get("frames") for one in (a, b)]
+    if counts[0] != counts[1]:
+        lines.append(f"  not the same frames: A has {counts[0]}, B has {counts[1]}")
     for label, path, digits, lower in _ROWS:
         x, y = _value(a, path), _value(b, path)
         if x is None and y is None:

@@ -17,6 +17,7 @@ from omnistream_ros.evaluation import evaluate_command, summary
 from omnistream_ros.evaluation.compare import compare
 from omnistream_ros.evaluation.depth_pairs import DepthPairs
 from omnistream_ros.evaluation.evaluate import Options, evaluate_one
+from omnistream_ros.evaluation.protocols import FrameRange
 from omnistream_ros.evaluation.recordings import RecordingError
 from omnistream_ros.evaluation.trajectory import read_tum
 
@@ -113,6 +114,11 @@ def test_compare(evaluation, tmp_path, corridor) -> None:
     line = next(line for line in text.splitlines() if "AbsRel metric" in line)
     assert line.split()[2:] == ["0.5000", "0.1000", "-0.4000", "+B"]
     assert "only in A: <b>&name, absent" in text
+    assert "not the same frames" not in text
+    few = tmp_path / "few"
+    options = Options(predictions=tmp_path, frames=FrameRange(0, 5))
+    evaluate_command.run([corridor], options, few, say=silent)
+    assert f"not the same frames: A has {FRAMES}, B has 5" in compare(evaluation, few)
     assert "+" not in "".join(compare(other, other).split("B - A")[1:]).replace("+0.", "")
     for bad in ("", "[]", '{"sequences": []}'):
         (tmp_path / "metrics.json").write_text(bad)
