@@ -42,10 +42,10 @@ class Storage(Protocol):
         """q (b, heads, n, d) to tokens 0 .. visible - 1: softmax(q k / sqrt(d) + log count) v."""
         ...
 
-    def set_time_channels(self, rows: slice, first: int, channels: Tensor) -> None:
-        """Overwrite the t channels (`rope.TIME_CHANNELS`) of keys, all layers.
+    def set_time_channels(self, layer: int, rows: slice, first: int, channels: Tensor) -> None:
+        """Overwrite the t channels (`rope.TIME_CHANNELS`) of keys of one layer.
 
-        channels: (L, b, heads, n, d/4) of tokens first .. first + n - 1.
+        channels: (b, heads, n, d/4) of tokens first .. first + n - 1.
         """
         ...
 
@@ -116,9 +116,9 @@ class TensorStorage:
         tokens = slice(first, first + count)
         return self.keys[layer, rows, :, tokens], self.values[layer, rows, :, tokens]
 
-    def set_time_channels(self, rows: slice, first: int, channels: Tensor) -> None:
-        tokens = slice(first, first + channels.shape[3])
-        self.keys[:, rows, :, tokens, TIME_CHANNELS] = channels
+    def set_time_channels(self, layer: int, rows: slice, first: int, channels: Tensor) -> None:
+        tokens = slice(first, first + channels.shape[2])
+        self.keys[layer, rows, :, tokens, TIME_CHANNELS] = channels
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"keys": self.keys.clone(), "values": self.values.clone()}

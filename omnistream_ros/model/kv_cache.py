@@ -32,7 +32,7 @@ from torch import Tensor
 from omnistream_ros.model.cache_policy import Kept, Keyframe, Plan, Policy, StreamState, Window
 from omnistream_ros.model.cache_storage import Storage, TensorStorage
 from omnistream_ros.model.config import ModelConfig
-from omnistream_ros.model.rope import TIME_CHANNELS, Rotation, rotate, time_rotation, turn_by_frames
+from omnistream_ros.model.rope import TIME_CHANNELS, Rotation, time_rotation, turn_by_frames
 
 # (layers, streams, heads, tokens, head_dim, *, device, dtype, counts) -> an empty storage
 StorageFactory = Callable[..., Storage]
@@ -337,12 +337,19 @@ class KVCache:
 
     def _turn(self, rows: slice, first: int, written: Tensor, n: int, turn: Rotation) -> None:
         """Turn t channels (L, b, heads, pieces * n, d/4), each piece by its row of `turn`."""
-        pieces = written.unflatten(3, (-1, n))
-        each = Rotation(*(table[:, None] for table in turn))  # (pieces or 1, 1, d/4)
-        turned = rotate(pieces, each)
-        # The tokens before the patches have no position.
-        turned[..., : self.prefix, :] = pieces[..., : self.prefix, :]
-        self.storage.set_time_channels(rows, first, turned.flatten(3, 4))
+        cos, sin = (table[:, None] for table in turn)  # (pieces or 1, 1, d/4)
+        half = cos.shape[-1] // 2
+        # Layer by layer, while what is read and written stays near the processor.
+        for layer, channels in enumerate(written):
+            pieces = channels.unflatten(2, (-1, n))  # (b, heads, pieces, n, d/4)
+            v = pieces.to(cos.dtype)
+            turned = v * cos
+            turned[..., :half].addcmul_(v[..., half:], sin[..., :half])
+            turned[..., half:].addcmul_(v[..., :half], sin[..., half:])
+            # The tokens before the patches have no position.
+            turned[..., : self.prefix, :] = v[..., : self.prefix, :]
+            turned = turned.to(channels.dtype).flatten(2, 3)
+            self.storage.set_time_channels(layer, rows, first, turned)
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of the streams' state; streams continued from it are the same to the last bit."""

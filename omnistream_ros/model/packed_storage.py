@@ -72,19 +72,21 @@ class PackedStorage:
         return out.transpose(1, 2)  # (b, heads, n, d)
 
     def read(self, layer: int, rows: slice, first: int, count: int) -> tuple[Tensor, Tensor]:
-        keys, values = self.keys[layer, rows], self.values[layer, rows]  # (b, heads, capacity, d)
+        size = native.TOKEN_BLOCK
+        begin, end = first // size * size, -(-(first + count) // size) * size
+        keys, values = (x[layer, rows, :, begin:end] for x in (self.keys, self.values))
         # [block][d / 2][16 tokens][2] and [pair][d][2]
         keys = keys.unflatten(2, (-1, 16)).flatten(3).unflatten(3, (-1, 16, 2))
         keys = keys.transpose(3, 4).flatten(4).flatten(2, 3)
         values = values.unflatten(2, (-1, 2)).flatten(3).unflatten(3, (-1, 2))
         values = values.transpose(3, 4).flatten(2, 3)
-        return keys[:, :, first : first + count], values[:, :, first : first + count]
+        wanted = slice(first - begin, first - begin + count)
+        return keys[:, :, wanted], values[:, :, wanted]
 
-    def set_time_channels(self, rows: slice, first: int, channels: Tensor) -> None:
-        keys, channels = self.keys[:, rows], channels.contiguous()
-        for layer in range(len(keys)):
-            for b in range(keys.shape[1]):
-                self._kernel.write_time(keys[layer, b], first, channels[layer, b])
+    def set_time_channels(self, layer: int, rows: slice, first: int, channels: Tensor) -> None:
+        keys, channels = self.keys[layer, rows], channels.contiguous()
+        for b in range(len(keys)):
+            self._kernel.write_time(keys[b], first, channels[b])
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"keys": self.keys.clone(), "values": self.values.clone()}

@@ -364,9 +364,9 @@ def test_every_policy_runs_in_any_storage():
             kept = super().read(layer, rows, self.tokens - first - count, count)
             return tuple(x.flip(2) for x in kept)
 
-        def set_time_channels(self, rows, first, channels):
-            first = self.tokens - first - channels.shape[3]
-            super().set_time_channels(rows, first, channels.flip(3))
+        def set_time_channels(self, layer, rows, first, channels):
+            first = self.tokens - first - channels.shape[2]
+            super().set_time_channels(layer, rows, first, channels.flip(2))
 
     model, pixels, policy = backbone(), clip(10), WindowMemory(1, 2, 3, 2)
     shape = {"policy": policy, "dtype": torch.float64}

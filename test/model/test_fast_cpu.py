@@ -168,9 +168,9 @@ def test_packed_storage_gives_back_what_was_written(kernel):
     storage.write(1, slice(2, 3), 29, k, v)
     for got, want in zip(storage.read(1, slice(2, 3), 29, 17), (k, v), strict=True):
         assert torch.equal(got, want)
-    channels = torch.randn(2, 1, 2, 17, 16).bfloat16()
-    storage.set_time_channels(slice(2, 3), 29, channels)
-    k[..., 3::4] = channels[1]
+    channels = torch.randn(1, 2, 17, 16).bfloat16()
+    storage.set_time_channels(1, slice(2, 3), 29, channels)
+    k[..., 3::4] = channels
     assert torch.equal(storage.read(1, slice(2, 3), 29, 17)[0], k)
     assert not storage.read(1, slice(0, 2), 0, 50)[0].any()
 
