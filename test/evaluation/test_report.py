@@ -72,6 +72,8 @@ def test_report_is_one_file_with_everything(evaluation) -> None:
     assert "<b>&name" not in page
     assert "&lt;b&gt;&amp;name" in page
     assert "failed: no recording at" in page
+    assert page.count("<figcaption>") == parser.images
+    assert "laid onto the truth by Sim(3)" in page
     assert "nan" not in re.sub(r"base64,[^\"]*", "", page).lower().replace("nano", "")
 
 

@@ -319,6 +319,47 @@ def test_calibration_with_nan_names_topic_and_number(tmp_path) -> None:
         next(opened(tmp_path / "bag", entries).frames())
 
 
+def distorted_entries(model: str, d: list[float], topic: str = "/cam/image_raw"):
+    """White images and flat depth of a lens that draws the corners outwards."""
+    for index in range(2):
+        stamp = index * 10**8
+        info = bags.camera_info(stamp, SIZE[1], SIZE[0], focal=5.0)
+        info.distortion_model, info.d = model, np.array(d)
+        white = np.full((*SIZE, 3), 255, np.uint8)
+        yield ("/cam/camera_info", 10**18 + stamp, info)
+        yield (topic, 10**18 + stamp, bags.image(stamp, white, "rgb8"))
+        depth = np.full(SIZE, 2000, np.uint16)
+        yield ("/cam/depth", 10**18 + stamp, bags.image(stamp, depth, "16UC1"))
+
+
+def test_lens_distortion_is_taken_out_of_images_and_depth(tmp_path) -> None:
+    recording = opened(tmp_path / "bag", distorted_entries("plumb_bob", [0.5, 0, 0, 0, 0]))
+    for frame, depth in zip(recording.frames(), recording.depths(), strict=True):
+        assert frame.intrinsics is not None
+        assert frame.intrinsics == depth.intrinsics
+        assert frame.intrinsics.fx == 5.0
+        # What the pinhole sees in its corners lies outside of the lens's image.
+        assert frame.image[0, 0].tolist() == [0, 0, 0]
+        assert np.isnan(depth.depth[0, 0])
+        assert frame.image[2, 3].tolist() == [255, 255, 255]
+        assert depth.depth[2, 3] == 2.0
+    assert "images are distorted (plumb_bob): undistorted here, K kept" in describe(recording)
+
+
+def test_rectified_topics_are_left_as_they_are(tmp_path) -> None:
+    entries = distorted_entries("plumb_bob", [0.5, 0, 0, 0, 0], topic="/cam/image_rect")
+    recording = opened(tmp_path / "bag", entries)
+    assert all((frame.image == 255).all() for frame in recording.frames())
+    assert all((depth.depth == 2.0).all() for depth in recording.depths())
+    assert "distorted" not in describe(recording)
+
+
+def test_a_distortion_that_is_not_known_is_refused(tmp_path) -> None:
+    recording = opened(tmp_path / "bag", distorted_entries("thin_prism", [0.5, 0, 0, 0]))
+    with pytest.raises(RecordingError, match=r"model 'thin_prism' is not known.*image_proc"):
+        next(recording.frames())
+
+
 def test_uncalibrated_camera_info_means_unknown(tmp_path) -> None:
     info = bags.camera_info(0, SIZE[1], SIZE[0])
     info.k[:] = 0.0
