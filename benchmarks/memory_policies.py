@@ -46,7 +46,6 @@ POLICIES: dict[str, Policy] = {
     "window 8 + 16 keyframes / 3x3": WindowMemory(1, 8, 16, 3),
     "window 8 + 16 keyframes / 2x2": WindowMemory(1, 8, 16, 2),
     "window 8 + 32 keyframes / 2x2": WindowMemory(1, 8, 32, 2),
-    "window 4 + 16 keyframes / 2x2": WindowMemory(1, 4, 16, 2),
 }
 # ViT-L with random weights: only for what a step costs.
 LARGE_POLICIES: dict[str, Policy] = {
