@@ -144,6 +144,7 @@ class OutputPublishers:
         frame: OdometryFrame,
     ) -> None:
         """Publish everything that ``result`` holds, depth first: it is what robots wait for."""
+        result = result.to_host(confidence=_heard(self.confidence) or _heard(self.points))
         if result.depth is not None:
             self._publish_depth(result, source, settings)
         if self._model.has_depth and _heard(self.camera_info):

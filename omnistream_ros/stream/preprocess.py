@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from omnistream_ros.model.config import PIXEL_MEAN, PIXEL_STD
+from omnistream_ros.stream.transfer import Upload
 
 # Wider or taller images would need a grid far larger than the model's nominal one to keep at least
 # a row of patches, and no model has seen such a thing.
@@ -72,11 +73,7 @@ class Preprocessor:
         self.source_size = source_size
         self.size = size
         self._device = torch.device(device)
-        # One host buffer for all frames: images arrive read-only, strided or flipped, and only
-        # page-locked memory is copied to a GPU at full speed.
-        pinned = self._device.type == "cuda"
-        self._staging = torch.empty((*source_size, 3), dtype=torch.uint8, pin_memory=pinned)
-        self._staging_numpy = self._staging.numpy()
+        self._upload = Upload(source_size, self._device)
         mean = torch.tensor(PIXEL_MEAN, device=self._device).view(1, 3, 1, 1)
         std = torch.tensor(PIXEL_STD, device=self._device).view(1, 3, 1, 1)
         # (x / 255 - mean) / std as one multiplication and one addition
@@ -101,8 +98,11 @@ class Preprocessor:
                 f"expected a uint8 image of shape {(*self.source_size, 3)}, "
                 f"got {image.dtype} {image.shape}"
             )
-        np.copyto(self._staging_numpy, image)
-        pixels = self._staging.to(self._device).permute(2, 0, 1).unsqueeze(0)  # (1, 3, H, W)
+        return self.normalise(self._upload(image))
+
+    def normalise(self, image: torch.Tensor) -> torch.Tensor:
+        """What is left to do for an image (H, W, 3) uint8 on the device; nothing waits for it."""
+        pixels = image.permute(2, 0, 1).unsqueeze(0)  # (1, 3, H, W)
         if self._device.type != "cpu":
             # Only the CPU has a kernel for uint8, there several times faster than the float one
             # and within one grey level of it.

@@ -13,6 +13,7 @@ import torch
 from omnistream_ros.stream.epochs import EpochReason
 from omnistream_ros.stream.frame import Intrinsics
 from omnistream_ros.stream.stopwatch import Stopwatch
+from omnistream_ros.stream.transfer import to_host
 
 
 class FeatureKind(str, enum.Enum):
@@ -146,3 +147,18 @@ class StreamResult:
         On a GPU this waits for the step to be done.
         """
         return self.watch.seconds()
+
+    def to_host(self, *, confidence: bool = True) -> StreamResult:
+        """The same with its tensors in host memory: one asynchronous copy each, then one wait.
+
+        Args:
+            confidence: somebody wants it; otherwise it stays where it is.
+        """
+        wanted = (self.depth, self.confidence if confidence else None, *self.features.values())
+        depth, sure, *tensors = to_host(wanted)
+        return dataclasses.replace(
+            self,
+            depth=depth,
+            confidence=sure if confidence else self.confidence,
+            features={k: t for k, t in zip(self.features, tensors, strict=True) if t is not None},
+        )

@@ -191,7 +191,6 @@ def _open(file: Path, provider: str, device: torch.device) -> tuple[Any, Any]:
     if session.get_providers()[0] != PROVIDERS[provider]:
         raise EngineError(f"onnxruntime could not start {PROVIDERS[provider]} on this machine")
     run_options = onnxruntime.RunOptions()
-    # Heads that nobody asked for are not run, and on a GPU the host does not wait.
-    run_options.only_execute_path_to_fetches = True
+    # On a GPU the host does not wait.
     run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
     return session, run_options
