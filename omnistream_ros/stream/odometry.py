@@ -5,9 +5,7 @@ A few past frames are kept as keyframes (`keyframes`). Each new frame says where
 of them, the reference, are now, and the motion that explains this is solved for (`motion_solver`).
 When the view has changed enough, an older keyframe that looks the same way becomes the reference
 again, so that a camera that comes back does not drift; where there is none, the frame becomes a
-keyframe itself. It is then matched both ways with its neighbours, and their poses and depths are
-adjusted together (`bundle`): depth that flickers from keyframe to keyframe must fit into one room,
-whose scale is the mean over all of them.
+keyframe itself and is adjusted together with its neighbours (`keyframe_map`).
 
 When a frame cannot be followed - no texture, blur, somebody in front of the lens - the pose goes on
 with the last velocity, which fades, the covariance grows, and the result says so.
@@ -15,7 +13,7 @@ with the last velocity, which fades, the covariance grows, and the result says s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,11 +21,11 @@ from torch import Tensor
 
 from omnistream_ros.model.matching import STRIDE, MatchingHead
 from omnistream_ros.stream import geometry
-from omnistream_ros.stream.bundle import adjust
 from omnistream_ros.stream.coarse_search import turned
 from omnistream_ros.stream.frame import Intrinsics
 from omnistream_ros.stream.head_pose import to_pose
-from omnistream_ros.stream.keyframes import Keyframe, View, make_keyframe, project
+from omnistream_ros.stream.keyframe_map import KeyframeMap
+from omnistream_ros.stream.keyframes import Keyframe, View, project
 from omnistream_ros.stream.motion_solver import Motion, cross, exponential, logarithm, solve_motion
 from omnistream_ros.stream.result import Pose, Tracking
 
@@ -44,23 +42,19 @@ _MIN_SUPPORT = 0.04
 _MAX_TRANSLATION_STD = 0.1
 _MAX_ROTATION_STD = 0.05
 _WEAK_SUPPORT = 0.15
+# No other guess is tried when this share agrees; and matching is repeated when the places turn out
+# to be this many cells (median) from where they were expected.
+_ENOUGH_SUPPORT = 0.25
+_FAR_OFF = 1.5
 _WEAK_STD = 0.3
 # Frames without tracking after which the old keyframes are given up.
 _PATIENCE = 3
 # While lost: metres and radians of uncertainty gained in one second; fading of velocity per frame.
 _LOST_GROWTH = np.array([0.5, 0.5, 0.5, 1.0, 1.0, 1.0])
 _VELOCITY_FADE = 0.7
-# The room is wrong as a whole by about this share, and every way through it with it.
-_SCALE_ERROR = 0.15
-
-# Keyframes kept; beyond it the one not used for longest goes.
-_KEPT = 24
-# A new keyframe is matched with this many others, and adjusted together with this many at most.
-_LINKS = 3
-_ADJUSTED = 6
-_LINK_OVERLAP = 0.5
-_LINK_FLOW = 40.0  # pixels; further apart, patches hardly look alike
-_LINK_SEEN = 0.1  # share of the places; a link of fewer says too little
+# The room is wrong as a whole by about this share, and every way through it with it: the spread of
+# log scale over recordings with the weights of the package (docs/pose.md).
+_SCALE_ERROR = 0.3
 
 
 class Odometry:
@@ -68,8 +62,7 @@ class Odometry:
 
     def __init__(self, head: MatchingHead) -> None:
         self._head = head
-        self._map: list[Keyframe] = []  # the least recently used first; the last is the reference
-        self._numbers = 0  # keyframes made so far
+        self._map = KeyframeMap(head)
         self._camera_from_world = np.eye(4)  # of the last frame
         self._covariance: np.ndarray = np.zeros((6, 6))
         # translation and rotation vector per second, camera axes
@@ -80,7 +73,7 @@ class Odometry:
 
     def begin_epoch(self) -> None:
         """Forget the images; the pose goes on from where it was."""
-        self._map = []
+        self._map.clear()
         self._velocity = np.zeros(6)
         self._lost_in_a_row = 0
 
@@ -109,7 +102,7 @@ class Odometry:
         cells = camera.resized(camera.width // STRIDE, camera.height // STRIDE)
         seconds = max(0.0, (stamp_ns - self._stamp_ns) * 1e-9)
         self._stamp_ns = stamp_ns
-        if not self._map:
+        if not len(self._map):
             self._add_keyframe(view, depth(), cells)
             return self._pose(Tracking.GOOD)
 
@@ -118,21 +111,20 @@ class Odometry:
         if motion is None:
             self._hold(seconds, fallback)
             if self._lost_in_a_row >= _PATIENCE:
-                self._map = []
+                self._map.clear()
                 self._add_keyframe(view, depth(), cells)
             return self._pose(Tracking.LOST)
         if seconds > 1e-3:
             step = self._camera_from_world @ geometry.rigid_inverse(last)
             self._velocity = logarithm(step) / seconds
-        if not self._near(self._map[-1], 1.0) and not self._return(view):
+        if not self._near(self._map.reference, 1.0) and not self._return(view):
             self._add_keyframe(view, depth(), cells)
         return self._pose(self._quality(motion))
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of all that the next frame depends on."""
         return {
-            "map": [key.state_dict() for key in self._map],
-            "numbers": self._numbers,
+            "map": self._map.state_dict(),
             "camera_from_world": self._camera_from_world.copy(),
             "covariance": self._covariance.copy(),
             "velocity": self._velocity.copy(),
@@ -143,9 +135,7 @@ class Odometry:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where ``state_dict`` was taken."""
-        device = self._head.log_temperature.device
-        self._map = [Keyframe.from_state_dict(key, device) for key in state["map"]]
-        self._numbers = int(state["numbers"])
+        self._map.load_state_dict(state["map"], self._head.log_temperature.device)
         self._camera_from_world = np.array(state["camera_from_world"])
         self._covariance = np.array(state["covariance"])
         self._velocity = np.array(state["velocity"])
@@ -154,32 +144,46 @@ class Odometry:
         self.lost_frames = int(state["lost_frames"])
 
     def _pose(self, tracking: Tracking) -> Pose:
-        return to_pose(
-            geometry.rigid_inverse(self._camera_from_world), self._covariance.copy(), tracking
-        )
+        world_from_camera = geometry.rigid_inverse(self._camera_from_world)
+        covariance = self._covariance.copy()  # of drift; all of the way may be of the wrong size
+        way = world_from_camera[:3, 3]
+        covariance[:3, :3] += _SCALE_ERROR**2 * np.outer(way, way)
+        return to_pose(world_from_camera, covariance, tracking)
 
     def _track(self, view: View, expected: np.ndarray) -> Motion | None:
         """Follow the reference into this frame; None, and nothing changed, when that fails."""
-        key = self._map[-1]
-        motion = self._follow(key, view, expected @ key.world_from_camera())
-        if motion is None:
-            # A jerk: look again around where the camera was.
-            motion = self._follow(key, view, self._camera_from_world @ key.world_from_camera())
-        if motion is None:
-            motion = self._follow(
-                key, view, turned(key.view.descriptors, view.descriptors, key.camera)
-            )
-        if motion is not None:
-            self._accept(key, motion)
-        return motion
+        key = self._map.reference
+        best: Motion | None = None
+        for guess in self._guesses(key, view, expected):
+            motion = self._follow(key, view, guess)
+            if motion is not None and (best is None or motion.support > best.support):
+                best = motion
+            if best is not None and best.support > _ENOUGH_SUPPORT * len(key.cells):
+                break
+        if best is not None:
+            self._accept(key, best)
+        return best
+
+    def _guesses(self, key: Keyframe, view: View, expected: np.ndarray) -> Iterator[np.ndarray]:
+        """Where to look, current_from_key: as expected; after a jerk; after a long way."""
+        yield expected @ key.world_from_camera()
+        yield self._camera_from_world @ key.world_from_camera()
+        yield turned(key.view.descriptors, view.descriptors, key.camera)
 
     def _follow(self, key: Keyframe, view: View, expected: np.ndarray) -> Motion | None:
         """The motion current_from_key, or None when the places do not agree on one."""
-        sightings = key.sight(self._head, view, expected)
         points = key.points()
-        motion = solve_motion(points, points, key.variance, sightings, key.camera, expected)
-        good = np.isfinite(motion.matrix).all() and motion.support > _MIN_SUPPORT * len(points)
-        return motion if good and _openness(motion, key) < 1.0 else None
+        start = expected
+        for _ in range(2):
+            sightings = key.sight(self._head, view, start)
+            motion = solve_motion(points, points, key.variance, sightings, key.camera, start)
+            good = np.isfinite(motion.matrix).all() and motion.support > _MIN_SUPPORT * len(points)
+            if not good or _openness(motion, key) > 1.0:
+                return None
+            if _gap(key, points, start, motion.matrix) < _FAR_OFF:
+                break
+            start = motion.matrix  # the windows were not around the places: look there again
+        return motion
 
     def _accept(self, key: Keyframe, motion: Motion) -> None:
         self._camera_from_world = motion.matrix @ key.camera_from_world
@@ -187,7 +191,7 @@ class Odometry:
         self._lost_in_a_row = 0
 
     def _quality(self, motion: Motion) -> Tracking:
-        key = self._map[-1]
+        key = self._map.reference
         weak = motion.support < _WEAK_SUPPORT * len(key.cells) or _openness(motion, key) > _WEAK_STD
         return Tracking.WEAK if weak else Tracking.GOOD
 
@@ -208,84 +212,30 @@ class Odometry:
 
     def _return(self, view: View) -> bool:
         """Make an older keyframe that is near the reference, if there is one."""
-        for key in self._map[:-1]:  # those not used for long first: they bind the way together
+        for key in self._map.others():  # those not used for long first: they bind the way together
             if not self._near(key, _RETURN_SHARE):
                 continue
             expected = self._camera_from_world @ key.world_from_camera()
             motion = self._follow(key, view, expected)
             if motion is not None:
                 self._accept(key, motion)
-                self._use(key)
+                self._map.use(key)
                 return True
         return False
 
-    def _use(self, key: Keyframe) -> None:
-        self._map.remove(key)
-        self._map.append(key)
-
     def _add_keyframe(self, view: View, depth: Tensor, cells: Intrinsics) -> None:
         """Make the last frame the reference."""
-        new = make_keyframe(
-            self._numbers, view, depth, cells, self._camera_from_world, self._covariance
-        )
-        self._numbers += 1
-        links = self._link(new)
-        if links:
-            recent = [key for key in self._map[::-1] if key not in links]
-            free = [new, *links, *recent][:_ADJUSTED]
-            fixed = [key for key in self._map if key not in free and _connected(key, free)]
-            adjust(free, fixed)
-            self._camera_from_world = new.camera_from_world
-        self._map.append(new)
-        self._rescale()
-        if len(self._map) > _KEPT:
-            gone = self._map.pop(0)
-            for key in self._map:
-                key.seen_by.pop(gone.number, None)
-
-    def _link(self, new: Keyframe) -> list[Keyframe]:
-        """Match a new keyframe both ways with the best of the others; those it has a link with."""
-        if not self._map:
-            return []
-        reference = self._map[-1]
-        ranked = []
-        for key in self._map[:-1]:
-            overlap, flow = key.overlap(new.camera_from_world)
-            if overlap > _LINK_OVERLAP and flow < _LINK_FLOW:
-                ranked.append((key.number, key))
-        # Of those that can be seen, the newest are seen best and the oldest has drifted least.
-        ranked.sort(key=lambda pair: pair[0])
-        others = [key for _, key in ranked[-1 : -_LINKS + 1 : -1] + ranked[:1]]
-        links: list[Keyframe] = []
-        for key in dict.fromkeys([reference, *others]):
-            new_from_key = new.camera_from_world @ key.world_from_camera()
-            forward = key.sight(self._head, new.view, new_from_key)
-            if forward.seen.mean() < _LINK_SEEN:
-                continue
-            if not links:
-                new.shape[0] = _log_scale(new, key, forward.position, forward.seen, new_from_key)
-            backward = new.sight(self._head, key.view, geometry.rigid_inverse(new_from_key))
-            key.seen_by[new.number] = forward
-            if backward.seen.mean() >= _LINK_SEEN:
-                new.seen_by[key.number] = backward
-            links.append(key)
-        return links
-
-    def _rescale(self) -> None:
-        """Make the room as large as the network says on average, with the camera where it is."""
-        mean = float(np.mean([key.shape[0] for key in self._map]))
-        centre = geometry.rigid_inverse(self._camera_from_world)[:3, 3]
-        for key in self._map:
-            position = key.world_from_camera()[:3, 3]
-            position = centre + np.exp(-mean) * (position - centre)
-            rotation = key.camera_from_world[:3, :3]
-            key.camera_from_world = geometry.rigid(rotation, -rotation @ position)
-            key.shape = key.shape - np.array([mean, 0.0, 0.0])
-        self._velocity = self._velocity * np.repeat([np.exp(-mean), 1.0], 3)
+        growth = self._map.add(view, depth, cells, self._camera_from_world, self._covariance)
+        self._camera_from_world = self._map.reference.camera_from_world
+        self._velocity = self._velocity * np.repeat([growth, 1.0], 3)
 
 
-def _connected(key: Keyframe, others: list[Keyframe]) -> bool:
-    return any(o.number in key.seen_by or key.number in o.seen_by for o in others)
+def _gap(key: Keyframe, points: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    """By how many cells two motions differ in where they take the points (median)."""
+    places = (project(points, key.camera, motion)[0] for motion in (a, b))
+    distance = np.linalg.norm(np.subtract(*places), axis=1)
+    distance = distance[np.isfinite(distance)]
+    return float(np.median(distance)) if distance.size else np.inf
 
 
 def _openness(motion: Motion, key: Keyframe) -> float:
@@ -296,19 +246,6 @@ def _openness(motion: Motion, key: Keyframe) -> float:
         float(spread[:3].max()) / (_MAX_TRANSLATION_STD * depth),
         float(spread[3:].max()) / _MAX_ROTATION_STD,
     )
-
-
-def _log_scale(
-    new: Keyframe, old: Keyframe, position: np.ndarray, seen: np.ndarray, motion: np.ndarray
-) -> float:
-    """Log of the depth of old places in the new frame over what the network says there (median)."""
-    _, depth = project(old.points(), old.camera, motion)
-    usable = seen & (depth > 0)
-    if not usable.any():
-        return 0.0
-    gaps = position[usable][:, None] - new.cells[None]  # (n, N, 2)
-    nearest = (gaps**2).sum(-1).argmin(1)
-    return float(np.median(np.log(depth[usable]) - new.predicted[nearest]))
 
 
 def _world_covariance(key: Keyframe, motion: Motion) -> np.ndarray:
@@ -323,7 +260,5 @@ def _world_covariance(key: Keyframe, motion: Motion) -> np.ndarray:
     arm = world_from_current[:3, 3] - key.world_from_camera()[:3, 3]
     swing = np.eye(6)
     swing[:3, 3:] = -cross(arm)
-    scale = np.zeros((6, 6))
-    scale[:3, :3] = _SCALE_ERROR**2 * np.outer(arm, arm)
-    total = swing @ key.covariance @ swing.T + rotation @ motion.covariance @ rotation.T + scale
+    total = swing @ key.covariance @ swing.T + rotation @ motion.covariance @ rotation.T
     return 0.5 * (total + total.T)
