@@ -293,10 +293,11 @@ class ClipSampler:
                 if all(other in self.refused for other in rendered):
                     raise ClipError(f"no readable clip is left; the last: {error}") from error
                 continue
+            augmented = augment(clip, rng, self.settings, size)
             words = None
             if self.described:
-                words = describe(folder / name, take, clip, rng, self.settings, size)
-            return augment(clip, rng, self.settings, size), words
+                words = describe(folder / name, take, clip, augmented)
+            return augmented, words
         raise ClipError(
             f"{_DRAWS} clips drawn, none with a take of {length} frames: render longer ones or "
             "train on shorter ones"

@@ -27,14 +27,12 @@ TEMPERATURE = 0.07
 Encoder = Callable[[Sequence[str]], Tensor]
 
 
-def patch_labels(labels: NDArray[np.integer], patch: int, nothing: int) -> NDArray[np.int64]:
-    """Per patch the label in its middle, (T, P), or `nothing` where its middle four disagree."""
-    at = patch // 2
-    middle = labels[:, at - 1 :: patch, at - 1 :: patch]
+def patch_labels(labels: NDArray[np.integer], nothing: int) -> NDArray[np.int64]:
+    """Per patch its label (T, P), or `nothing` where its middle four (T, 2h, 2w) disagree."""
+    agreed = labels[:, ::2, ::2]
     for dy, dx in ((0, 1), (1, 0), (1, 1)):
-        other = labels[:, at - 1 + dy :: patch, at - 1 + dx :: patch]
-        middle = np.where(other == middle, middle, nothing)
-    return middle.reshape(len(labels), -1).astype(np.int64)
+        agreed = np.where(labels[:, dy::2, dx::2] == agreed, agreed, nothing)
+    return agreed.reshape(len(labels), -1).astype(np.int64)
 
 
 def language_losses(
@@ -42,7 +40,6 @@ def language_losses(
     patches: Tensor,
     words: Sequence[Words | None],
     encoder: Encoder,
-    patch: int = 16,
 ) -> dict[str, Tensor]:
     """`caption`, `class` and `name` of what is described in a batch; empty where nothing is.
 
@@ -61,12 +58,12 @@ def language_losses(
         own = torch.arange(len(rows))
         parts["caption"] = parts["caption"] + F.cross_entropy(likeness / TEMPERATURE, own)
     said = head(seen)  # (b, T, P, width)
-    classes = torch.from_numpy(np.stack([patch_labels(w.classes, patch, UNKNOWN) for w in known]))
+    classes = torch.from_numpy(np.stack([patch_labels(w.classes, UNKNOWN) for w in known]))
     labelled = classes != UNKNOWN
     if labelled.any():
         logits = said[labelled] @ class_vectors(encoder).T / TEMPERATURE
         parts["class"] = F.cross_entropy(logits, classes[labelled])
-    objects = np.stack([patch_labels(w.objects, patch, -1) for w in known])
+    objects = np.stack([patch_labels(w.objects, -1) for w in known])
     is_object = torch.from_numpy(objects >= 0)
     if is_object.any():
         names = [w.names[o] for w, own in zip(known, objects, strict=True) for o in own[own >= 0]]

@@ -22,6 +22,7 @@ from omnistream_ros.training.prediction import FeatureTeacher, TemporalPredictor
 from omnistream_ros.training.pretrained import pretrained_trunk
 from omnistream_ros.training.self_distillation import SelfDistillation
 from omnistream_ros.training.withheld import choose_withheld, disturb
+from omnistream_ros.training.words import PATCH
 
 _STREAM = 7  # tells these random draws from those of the clips
 
@@ -92,6 +93,8 @@ class Objectives(nn.Module):
                 raise ValueError(f"the feature teacher has patches of 16, not {config.patch_size}")
             self.teacher = FeatureTeacher(D, trunk or pretrained_trunk())
         self.encoder: Encoder | None = None
+        if weights.language and config.patch_size != PATCH:
+            raise ValueError(f"labels are of patches of {PATCH}, not {config.patch_size}")
         if weights.language:
             self.encoder = encoder or installed_encoder()
 
@@ -117,8 +120,7 @@ class Objectives(nn.Module):
             weights |= {"temporal": w.temporal, "teacher": w.teacher}
         if w.language and self.encoder is not None and batch.words is not None:
             assert model.language_head is not None
-            size = model.config.patch_size
-            said = language_losses(model.language_head, patches, batch.words, self.encoder, size)
+            said = language_losses(model.language_head, patches, batch.words, self.encoder)
             parts |= said
             weights |= dict.fromkeys(said, w.language)
         # In a team every process must have the same gradients, whatever clips it has drawn.

@@ -33,7 +33,7 @@ from omnistream_ros.training.language_alignment import (
 )
 from omnistream_ros.training.optimise import learning_rate_factor
 from omnistream_ros.training.probes.linear import accuracy, mean_iou
-from omnistream_ros.training.words import Words, describe
+from omnistream_ros.training.words import PATCH, Words, describe
 
 _FRAMES = 4  # of a take
 _HELD_OUT = 10  # every n-th clip judges and does not train
@@ -63,7 +63,7 @@ class LanguageSettings:
 
 @dataclasses.dataclass(frozen=True)
 class SeenTake:
-    """tokens (T, P, D) float16 of a take, and its words, labels reduced to four to a patch."""
+    """tokens (T, P, D) float16 of a take, and its words."""
 
     tokens: Tensor
     words: Words
@@ -86,24 +86,12 @@ def seen_takes(
             if len(take) < _FRAMES:
                 continue
             clip = take.frames(np.arange(_FRAMES))
-            words = describe(folder / name, number, clip, rng, changes, None)
+            augmented = augment(clip, rng, changes)
+            words = describe(folder / name, number, clip, augmented)
             assert words is not None
-            pixels = collate([augment(clip, rng, changes)]).pixels
             with torch.no_grad():
-                tokens = model.backbone.forward_clip(pixels).patches[0].half()
-            yield SeenTake(tokens, _reduced(words, model.config.patch_size))
-
-
-def _reduced(words: Words, patch: int) -> Words:
-    """The labels of the middle four pixels of each patch alone, (T, 2h, 2w)."""
-
-    def middle(labels: np.ndarray) -> np.ndarray:
-        frames, height, width = labels.shape
-        blocks = labels.reshape(frames, height // patch, patch, width // patch, patch)
-        four = slice(patch // 2 - 1, patch // 2 + 1)
-        return blocks[:, :, four, :, four].reshape(frames, height // patch * 2, -1)
-
-    return dataclasses.replace(words, classes=middle(words.classes), objects=middle(words.objects))
+                tokens = model.backbone.forward_clip(collate([augmented]).pixels).patches[0].half()
+            yield SeenTake(tokens, words)
 
 
 @torch.no_grad()
@@ -113,7 +101,7 @@ def judge(head: LanguageHead, takes: Sequence[SeenTake], encoder: Encoder) -> di
     vectors = class_vectors(encoder)
     found, true = [], []
     for take in takes:
-        classes = torch.from_numpy(patch_labels(take.words.classes, 2, UNKNOWN))
+        classes = torch.from_numpy(patch_labels(take.words.classes, UNKNOWN))
         known = classes != UNKNOWN
         said = head(take.tokens.float())[known]
         found.append((said @ vectors.T).argmax(dim=-1))
@@ -147,6 +135,8 @@ def train_language(
     """
     encoder = encoder or installed_encoder()
     model, card = load_model(source)
+    if model.config.patch_size != PATCH:
+        raise LanguageTrainingError(f"labels are of patches of {PATCH}: {source} has others")
     torch.manual_seed(settings.seed)
     whole = build_model(dataclasses.replace(model.config, language_width=WIDTH))
     old = {k: v for k, v in model.state_dict().items() if not k.startswith("language_head.")}
@@ -200,7 +190,7 @@ def _fit(
         rng = np.random.default_rng((settings.seed, step))
         chosen = [takes[i] for i in rng.integers(len(takes), size=settings.takes_per_step)]
         tokens = torch.stack([take.tokens for take in chosen]).float()
-        parts = language_losses(head, tokens, [take.words for take in chosen], encoder, patch=2)
+        parts = language_losses(head, tokens, [take.words for take in chosen], encoder)
         factor = learning_rate_factor(step, 50, step / settings.steps)
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * factor

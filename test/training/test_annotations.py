@@ -15,6 +15,7 @@ from omnistream_ros.training.annotations import (
     Annotation,
     class_of,
     label,
+    middle_pixels,
     read_annotation,
 )
 
@@ -142,3 +143,25 @@ def test_labels_of_a_rendered_clip_fit_what_is_seen(tmp_path: Path) -> None:
     assert len(labels.visible()) >= 2
     # Neighbouring pixels mostly agree: objects are regions.
     assert (labels.classes[:, :, 1:] == labels.classes[:, :, :-1]).mean() > 0.85
+
+
+def test_middle_pixels_alone_say_the_same_and_a_mirror_mirrors() -> None:
+    annotation = Annotation.of_info(_info())
+    assert annotation is not None
+    pose = np.eye(4)
+    pose[:3, :3] = np.diag([1.0, -1.0, -1.0])
+    pose[:3, 3] = [1.9, 1.5, 2.4]
+    depth = np.linspace(1.4, 2.4, 32 * 48, dtype=np.float32).reshape(1, 32, 48)
+    camera = np.array([30.0, 30.0, 22.0, 15.0])
+    whole = label(annotation, depth, pose[None], camera)
+    middle = label(annotation, depth, pose[None], camera, patch=16)
+    rows, columns = middle_pixels(32, 16), middle_pixels(48, 16)
+    for name in ("classes", "objects"):
+        expected = getattr(whole, name)[0][rows][:, columns]
+        np.testing.assert_array_equal(getattr(middle, name)[0], expected)
+    flip = np.diag([-1.0, 1, 1, 1])
+    other_camera = np.array([30.0, 30.0, 47 - 22.0, 15.0])
+    seen = label(annotation.mirrored(), depth[:, :, ::-1], flip @ pose[None] @ flip, other_camera)
+    np.testing.assert_array_equal(seen.classes[:, :, ::-1], whole.classes)
+    np.testing.assert_array_equal(seen.objects[:, :, ::-1], whole.objects)
+    assert len(np.unique(whole.classes)) > 2

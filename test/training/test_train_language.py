@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from test_objectives import FakeEncoder
@@ -15,9 +14,6 @@ from tiny_clips import plane_clip, write_clip
 
 from omnistream_ros.model import build_model, load_model, save_model
 from omnistream_ros.model.checkpoint import ModelCard
-from omnistream_ros.training import train_language as module
-from omnistream_ros.training.annotations import UNKNOWN
-from omnistream_ros.training.language_alignment import patch_labels
 from omnistream_ros.training.train_language import (
     LanguageSettings,
     LanguageTrainingError,
@@ -51,17 +47,6 @@ def test_head_learns_and_the_model_stays(weights: Path, tmp_path: Path) -> None:
     again = train_language(weights, output, settings, encoder=FakeEncoder(), report=lines.append)
     assert again == figures
     assert any("2 held out" in line for line in lines)
-
-
-def test_reduced_labels_are_those_in_the_middle_of_patches() -> None:
-    rng = np.random.default_rng(0)
-    classes = rng.integers(0, 3, (2, 32, 48)).astype(np.uint8)
-    words = module.Words("", (), classes, classes.astype(np.int16))
-    reduced = module._reduced(words, 16)
-    assert reduced.classes.shape == (2, 4, 6)
-    np.testing.assert_array_equal(
-        patch_labels(reduced.classes, 2, UNKNOWN), patch_labels(classes, 16, UNKNOWN)
-    )
 
 
 def test_clips_without_boxes_teach_no_words(weights: Path, tmp_path: Path) -> None:

@@ -9,12 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from omnistream_ros.model import load_model
-from omnistream_ros.training.annotations import CLASSES, UNKNOWN
+from omnistream_ros.training.annotations import CLASSES, UNKNOWN, label
 from omnistream_ros.training.camera_path import MOTIONS
 from omnistream_ros.training.language_alignment import patch_labels
 from omnistream_ros.training.pretrained import pretrained_trunk
@@ -132,8 +131,9 @@ def _split(clips: Sequence[ProbeClip]) -> tuple[Tensor, Tensor]:
 
 def _truth(clip: ProbeClip) -> Tensor:
     """Classes of the patches of the middle and the last frame, (2, P)."""
-    planes = np.stack([clip.labels(t)[0] for t in _LOOKED_AT])
-    return torch.from_numpy(patch_labels(planes, PATCH, UNKNOWN))
+    c = clip.clip
+    labels = label(clip.annotation, c.depth[_LOOKED_AT], c.poses[_LOOKED_AT], c.intrinsics, PATCH)
+    return torch.from_numpy(patch_labels(labels.classes, UNKNOWN))
 
 
 _LOOKED_AT = [FRAMES // 2, FRAMES - 1]
