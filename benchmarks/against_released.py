@@ -132,13 +132,13 @@ def smooth_frames(size: tuple[int, int], count: int) -> list[Tensor]:
 
 
 def agreement(
-    plain: OmniStream, size: tuple[int, int], context: int, names: Sequence[str]
+    plain: OmniStream, size: tuple[int, int], context: int, names: Sequence[str], against: str
 ) -> dict[str, dict[str, float]]:
     """Smallest feature cosine, largest relative difference of depth, over `context` frames."""
     images = smooth_frames(size, context)
     out: dict[str, dict[str, float]] = {BASELINE: {"largest_difference": check(plain, *size)}}
-    reference = Way(EAGER, plain, size, context)
-    others = [Way(name, plain, size, context) for name in names if name not in (BASELINE, EAGER)]
+    reference = Way(against, plain, size, context)
+    others = [Way(name, plain, size, context) for name in names if name not in (BASELINE, against)]
     worst = {way.name: (1.0, 0.0) for way in others}
     for image in images:
         want = reference.step(image)
@@ -214,6 +214,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--agreement", action="store_true", help="also compare what is computed")
+    parser.add_argument("--reference", choices=WAYS, default=EAGER, help="to agree with")
     parser.add_argument("--memory", action="store_true", help="also measure peak memory")
     parser.add_argument("--out", type=Path, help="JSON file; what it has of other parts stays")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -229,7 +230,9 @@ def main() -> int:
     content |= surroundings(sys.argv) | {"kernel": kernel and kernel.instructions}
     if args.agreement:
         plain = make_plain(args.model)
-        content["agreement"] = agreement(plain, tuple(args.size), args.context, args.ways)
+        content["agreement"] = agreement(
+            plain, tuple(args.size), args.context, args.ways, args.reference
+        )
     if args.memory:
         content["peak_mib"] = {name: peak_mib(args, name) for name in args.ways}
     if args.rounds:

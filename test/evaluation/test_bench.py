@@ -28,6 +28,8 @@ def test_work_of_both_ways_is_counted() -> None:
     assert again.gflop > 1.5 * cached.gflop
     assert longer.cache_mib == pytest.approx(2 * cached.cache_mib)
     assert again.cache_mib == 0
+    fast = measure(dataclasses.replace(TINY, way="fast"))
+    assert fast.gflop == cached.gflop  # counted in the model's own operations
     assert 0 < cached.fraction_of_peak < 1.5
 
 
