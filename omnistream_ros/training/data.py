@@ -208,6 +208,7 @@ class ClipSampler:
         self.weights = weights / weights.sum()
         self.settings = settings
         self.names: list[str] = []
+        self._own_size: tuple[int, int] | None = None
         self.refused: dict[str, str] = {}
         self.recorded_names = [] if recorded is None else find_clips(recorded)
         if recorded is not None and not self.recorded_names:
@@ -228,7 +229,7 @@ class ClipSampler:
     def batch(
         self, step: int, size: tuple[int, int] | None = None, part: tuple[int, int] = (0, 1)
     ) -> Batch:
-        """The batch of this step, at `size` (width, height) if one is given.
+        """The batch of this step, at `size` (width, height), or at that of the rendered clips.
 
         `part` (k, n) gives the k-th of n equal shares of a step n times as large. Clips are drawn
         independently of each other, so that shares together are what one process would have drawn.
@@ -241,6 +242,7 @@ class ClipSampler:
         numbers = range(share * count, (share + 1) * count)
         assert 0 <= share < shares
         names = list(self.names)
+        size = size or self._rendered_size()
         drawn = [
             self._draw(np.random.default_rng((self.seed, step, number)), names, length, size)
             for number in numbers
@@ -248,6 +250,15 @@ class ClipSampler:
         self.leave_out(self.refused)
         batch = collate([clip for clip, _ in drawn])
         return replace(batch, words=[words for _, words in drawn]) if self.described else batch
+
+    def _rendered_size(self) -> tuple[int, int] | None:
+        """Width and height of the rendered clips; None where nothing else is mixed in."""
+        if self.recorded is None:
+            return None
+        if self._own_size is None:
+            height, width = read_clip(self.folder / self.names[0]).rgb.shape[1:3]
+            self._own_size = (width, height)
+        return self._own_size
 
     def leave_out(self, refused: dict[str, str]) -> None:
         """Takes clips out of the training; each with the reason.

@@ -253,9 +253,10 @@ def test_short_takes_are_not_refused_for_long_clips(tmp_path: Path) -> None:
 
 def test_recorded_clips_come_at_their_share(tmp_path: Path) -> None:
     rendered, recorded = tmp_path / "rendered", tmp_path / "recorded"
-    for folder, level in ((rendered, 0), (recorded, 255)):
+    # Recorded clips are larger: they come at the size of the others.
+    for folder, level, size in ((rendered, 0, (48, 64)), (recorded, 255, (72, 96))):
         folder.mkdir()
-        clip = plane_clip(seed=1, frames=4)
+        clip = plane_clip(seed=1, frames=4, size=size)
         clip.rgb[:] = level
         write_clip(folder / "clip_000000.npz", clip)  # recorded clips have no held-out numbers
         write_clip(folder / "clip_000001.npz", clip)
