@@ -186,22 +186,24 @@ def report(folder: Path) -> None:
         return float(np.mean([by[policy, name][key] for name in names]))
 
     lines = [
-        "| policy | ms | cache, MB | from full | mean AbsRel | " + " | ".join(names) + " |",
-        "|---" * (5 + len(names)) + "|",
+        "| policy | ms | cache, MB | from full | mean AbsRel | without scale | "
+        + " | ".join(names)
+        + " |",
+        "|---" * (6 + len(names)) + "|",
     ]
     for policy in POLICIES:
         cells = [f"{by[policy, name]['abs_rel']:.4f}" for name in names]
         lines.append(
             f"| {policy} | {nano[policy]['ms']:.1f} | {nano[policy]['cache_mb']:.1f} | "
             f"{100 * mean(policy, 'from_full'):.2f} % | {mean(policy, 'abs_rel'):.4f} | "
-            + " | ".join(cells)
-            + " |"
+            f"{mean(policy, 'abs_rel_metric'):.4f} | " + " | ".join(cells) + " |"
         )
     lines += ["", "| policy | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
     for policy in POLICIES:
         errors = [by[policy, name]["ate_m"] for name in names]
         cells = ["" if error is None else f"{error:.3f}" for error in errors]
         lines.append(f"| {policy} | " + " | ".join(cells) + " |")
+    costs = [row for row in costs if row["policy"] in {**POLICIES, **LARGE_POLICIES}]
     lines += ["", "| model | policy | ms | cache, MB |", "|---|---|---|---|"]
     lines += [
         f"| {row['model']} | {row['policy']} | {row['ms']:.1f} | {row['cache_mb']:.1f} |"
