@@ -280,7 +280,7 @@ def _bare(options: argparse.Namespace, *, echo: bool) -> None:
 
 def _tested_node(options: argparse.Namespace) -> None:
     """The real node; only its engine is replaced, and what it says of each frame is kept."""
-    from omnistream_ros.nodes import perception, process, worker
+    from omnistream_ros.nodes import perception, process
     from omnistream_ros.nodes.statistics import StreamStatistics
 
     rows: list[dict[str, float]] = []
@@ -298,7 +298,6 @@ def _tested_node(options: argparse.Namespace) -> None:
         lambda _, network, __: _nothing(network)
     )
     process.SingleThreadedExecutor = _EXECUTORS[options.executor]  # type: ignore[misc]
-    del worker
     arguments = ["--ros-args", "-p", "autostart:=true", "-p", "threads:=1"]
     arguments += ["-p", f"resolution:={options.resolution}", "--log-level", "error"]
     perception.main(arguments)
@@ -331,8 +330,8 @@ def _nothing(network: Any) -> Any:
                 self.prediction = Prediction(features)
                 depth = torch.ones(1, *pixels.shape[-2:])
                 self.prediction.depth = self.prediction.depth_confidence = depth
-            cache.begin_frame()
-            cache.end_frame(self.prediction.features.patches)
+            cache.frames_seen += 1
+            wanted["lap"]("model")
             return self.prediction
 
     # Its pose would be that of the images' noise; nobody asks for it but the warm-up.
