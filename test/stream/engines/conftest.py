@@ -3,40 +3,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "model"))
-
-from tiny_models import TINY, TINY_TRUNK, lively
+from engine_models import DTYPES, SHA256, SHAPE, model_in
 
 from omnistream_ros.model import OmniStream
-from omnistream_ros.model.cache_policy import Window
-from omnistream_ros.stream.engines import Engine, EngineMaker, StepShape
+from omnistream_ros.stream.engines import Engine, EngineMaker
 from omnistream_ros.stream.engines.onnx_export import export_step
-
-SHAPE = StepShape(32, 48, Window(1, 3))
-SHA256 = "5e" * 32
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-COMBINATIONS = [
-    ("eager", "float32"),
-    ("eager", "bfloat16"),
-    ("fast", "float32"),
-    ("fast", "bfloat16"),
-    ("compiled", "float32"),
-    ("onnx", "float32"),
-    ("onnx", "float16"),
-]
-
-
-def model_in(dtype: str, engine: str = "eager") -> OmniStream:
-    """Always the same weights; without a trunk, which takes long to compile, where one compiles."""
-    config = TINY if engine == "compiled" else TINY_TRUNK
-    return lively(config).set_compute_dtype(DTYPES[dtype])
 
 
 @pytest.fixture(scope="session")

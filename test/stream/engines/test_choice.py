@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SHA256, SHAPE, model_in
+from engine_models import SHA256, SHAPE, model_in
 from torch import Tensor
 
 from omnistream_ros.model import KVCache, OmniStream, Prediction

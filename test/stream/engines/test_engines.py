@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from conftest import COMBINATIONS, SHAPE, model_in
+from engine_models import COMBINATIONS, SHAPE, model_in
 from torch import Tensor
 
 from omnistream_ros.model import KVCache, OmniStream, Prediction
