@@ -154,22 +154,22 @@ class _Problem:
         unknown = self._unknown
         matrix = normal.reshape(F * _D, F * _D)[np.ix_(unknown, unknown)]
         vector = gradient.reshape(-1)[unknown]
-        coupling = coupling.reshape(F, N, F * _D)[:, :, unknown]
+        coupled = coupling.reshape(F, N, F * _D)[:, :, unknown]
         for source in set(self._source):
-            scaled = coupling[source] / depth_information[source][:, None]
-            matrix = matrix - coupling[source].T @ scaled
+            scaled = coupled[source] / depth_information[source][:, None]
+            matrix = matrix - coupled[source].T @ scaled
             vector = vector - scaled.T @ depth_gradient[source]
         diagonal = np.diag(matrix)
         damping = np.diag(_DAMPING * (diagonal + max(diagonal.mean(), 1e-6)) + 1e-9)
         move = np.linalg.solve(matrix + damping, -vector)
 
         for source in set(self._source):
-            pull = depth_gradient[source] + coupling[source] @ move
+            pull = depth_gradient[source] + coupled[source] @ move
             self._correction[source] -= np.clip(pull / depth_information[source], -0.5, 0.5)
         self._depth_information = depth_information
-        every = np.zeros(F * _D)
-        every[unknown] = move
-        every = every.reshape(F, _D)
+        flat = np.zeros(F * _D)
+        flat[unknown] = move
+        every = flat.reshape(F, _D)
         for i in range(self._poses):
             self._motions[i] = perturbed(self._motions[i], every[i, :6])
         self._shape[: self._free] += every[: self._free, 6:]
