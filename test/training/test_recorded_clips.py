@@ -19,7 +19,7 @@ from omnistream_ros.evaluation.trajectory import Trajectory
 from omnistream_ros.stream.frame import Frame, Intrinsics
 from omnistream_ros.training import recorded_clips
 from omnistream_ros.training.data import find_clips, read_clip
-from omnistream_ros.training.recorded_clips import SIZE, write_recorded_clips
+from omnistream_ros.training.recorded_clips import SIZE, recordings_of, write_recorded_clips
 
 CAMERA = Intrinsics(300.0, 300.0, 330.0, 170.0, 640, 360)
 MS = 1_000_000
@@ -77,6 +77,7 @@ def test_clips_show_the_plane_that_was_recorded(recording: TiltedPlane, tmp_path
         for pose, depth in zip(clip.poses, clip.depth, strict=True):
             x = (np.arange(SIZE[0]) - cx) / fx * depth + pose[0, 3]
             np.testing.assert_allclose(depth, 2 + x / 2, rtol=4e-3)  # nearest pixel, float16
+    assert recordings_of(tmp_path / "clips") == ["plane"]
     numbers = np.concatenate([clip.rgb[:, 0, 0, 0] for clip in clips])
     np.testing.assert_array_equal(numbers, np.arange(0, 90, 3))
 
