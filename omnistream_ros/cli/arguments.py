@@ -49,6 +49,14 @@ def add_ros_args(command: argparse.ArgumentParser) -> None:
     )
 
 
+def count(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return number
+
+
 def positive(text: str) -> float:
     """A positive, finite number, for argparse."""
     number = float(text)

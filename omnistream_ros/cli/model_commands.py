@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from omnistream_ros.cli.arguments import add_command
+from omnistream_ros.cli.arguments import add_command, count
 
 
 def declare(commands: Any) -> None:
@@ -142,7 +142,7 @@ def _declare_bench(commands: Any) -> None:
     command.add_argument("--out", type=Path, metavar="DIR", help="also write bench.json and a plot")
     command.add_argument(
         "--frames",
-        type=int,
+        type=count,
         nargs="+",
         default=[1, 16, 32, 64, 128, 256, 512],
         metavar="T",

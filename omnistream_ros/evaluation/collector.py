@@ -102,6 +102,8 @@ class Collector:
             change = self._temporal_change(frame, prediction.depth, truth)
         else:
             self._last_view = None
+            if truth is not None:
+                self._pairs.add_missing(truth.depth, self._limits)
         if prediction.translation is not None and prediction.quaternion is not None:
             self._poses.append((frame.stamp_ns, prediction.translation, prediction.quaternion))
         self._keep_example(number, frame, prediction.depth, truth)

@@ -78,6 +78,11 @@ def _block(name: str, a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     counts = [one.get("frames") for one in (a, b)]
     if counts[0] != counts[1]:
         lines.append(f"  not the same frames: A has {counts[0]}, B has {counts[1]}")
+    shares = [_value(one, ("depth", "metric", "coverage")) for one in (a, b)]
+    if None not in shares and shares[0] != shares[1]:
+        lines.append(
+            f"  not the same pixels: A has {shares[0]:.1%} of the valid truth, B {shares[1]:.1%}"
+        )
     for label, path, digits, lower in _ROWS:
         x, y = _value(a, path), _value(b, path)
         if x is None and y is None:

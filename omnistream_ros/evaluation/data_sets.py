@@ -83,8 +83,12 @@ def _scannet_camera(file: Path, images: list[Path]) -> Intrinsics | None:
     if not file.is_file() or not images:
         return None
     k = read_matrix(file, (4, 4))
-    # The file has no image size; the principal point lies near the middle of a 4:3 image.
-    width, height = (1296, 968) if k[0, 2] > 400 else (640, 480)
+    # The file has no image size. Exports keep the calibration of the full colour image or of the
+    # depth camera beside smaller images, or write that of the images themselves: the principal
+    # point, which lies near the middle, tells which it is.
+    shape = read_rgb(images[0]).shape
+    sizes = ((1296, 968), (640, 480), (shape[1], shape[0]))
+    width, height = min(sizes, key=lambda size: abs(2 * k[0, 2] / size[0] - 1))
     return Intrinsics(k[0, 0], k[1, 1], k[0, 2], k[1, 2], width, height)
 
 

@@ -79,6 +79,12 @@ class DepthPairs:
         while self.pixels > self._most_pixels:
             self._thin()
 
+    def add_missing(
+        self, truth: np.ndarray, limits: tuple[float, float] = (0.0, float("inf"))
+    ) -> None:
+        """Count the valid pixels of a frame that has a truth (H, W) and no prediction."""
+        self.valid_truth += int(((truth > limits[0]) & (truth < limits[1])).sum())
+
     def _store(self, block: np.ndarray) -> None:
         if self._file is None and self.pixels + block.shape[1] <= self._memory_pixels:
             self._blocks.append(block)
@@ -143,10 +149,21 @@ class DepthPairs:
 
 
 def resize_prediction(prediction: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Depth (h, w) at another size (H, W), bicubic as in the protocol of MonST3R and CUT3R."""
+    """Depth (h, w) at another size (H, W), bicubic as in the protocol of MonST3R and CUT3R.
+
+    Raises:
+        RecordingError: the two are of so different a shape that they cannot show the same.
+    """
     if prediction.shape == shape:
         return prediction
     size = (shape[1], shape[0])
+    height, width = prediction.shape
+    # The sides of a network's own image are multiples of its patch: a little off is the same image.
+    if not 0.8 < (width * size[1]) / (height * size[0]) < 1.25:
+        raise RecordingError(
+            f"predicted depth is {width}x{height} where the truth is {size[0]}x{size[1]}: a shape "
+            "that stretching would falsify. Give depth of the whole image, at any scale"
+        )
     return cv2.resize(prediction.astype(np.float32), size, interpolation=cv2.INTER_CUBIC)
 
 

@@ -62,6 +62,9 @@ def run(
         say(terminal_table.table(content))
         for note in about["notes"]:
             say(f"note: {note}")
+        for result in results:
+            for note in result.notes:
+                say(f"note: {result.name}: {note}")
         try:
             summary.write_files(results, out, content)
             report.write_report(out / "report.html", content, results)

@@ -104,6 +104,32 @@ def test_scannet_leaves_lost_poses_out(tmp_path) -> None:
     assert len(trajectory) == FRAMES - 1
 
 
+@pytest.mark.parametrize(
+    ("size", "fx", "expected"),
+    [
+        ((320, 240), 160.0, 160.0),  # the calibration of the images themselves
+        ((320, 240), 320.0, 160.0),  # that of the 640x480 depth camera
+        ((648, 484), 648.0, 324.0),  # that of the full colour image
+        ((640, 480), 320.0, 320.0),
+    ],
+)
+def test_scannet_calibration_belongs_to_the_size_that_fits(
+    tmp_path, size: tuple[int, int], fx: float, expected: float
+) -> None:
+    write_image(tmp_path / "color" / "0.jpg", np.full((size[1], size[0], 3), 90, np.uint8))
+    write_image(tmp_path / "depth" / "0.png", np.full(size[::-1], 1000, np.uint16))
+    for folder in ("pose", "intrinsic"):
+        (tmp_path / folder).mkdir()
+    np.savetxt(tmp_path / "pose" / "0.txt", np.eye(4))
+    camera = np.diag([fx, fx, 1.0, 1.0])
+    camera[:2, 2] = fx, 0.75 * fx  # 53 degrees to each side: the middle is at cx = fx
+    np.savetxt(tmp_path / "intrinsic" / "intrinsic_color.txt", camera)
+    found = next(open_recording(tmp_path).frames()).intrinsics
+    assert found is not None
+    assert found.fx == pytest.approx(expected)
+    assert found.cx == pytest.approx(size[0] / 2, abs=1)
+
+
 def test_kitti_odometry(tmp_path) -> None:
     folder = tmp_path / "sequences" / "07"
     path = corridor_path()

@@ -44,6 +44,27 @@ def numbers_of(result: SequenceResult) -> str:
     return json.dumps(numbers, sort_keys=True)
 
 
+def test_frames_without_prediction_are_not_covered(corridor, perfect_predictions, tmp_path) -> None:
+    """A method that leaves out frames must not look complete."""
+    for index in range(0, FRAMES, 2):
+        name = f"{index:06d}.npy"
+        depth = np.load(perfect_predictions / "depth" / name)
+        (tmp_path / "depth").mkdir(exist_ok=True)
+        np.save(tmp_path / "depth" / name, depth)
+    result = evaluate_one(corridor, Options(predictions=tmp_path))
+    assert result.depth["metric"].coverage == pytest.approx(0.5)
+    assert any("predicted depth for 6 of 12" in note for note in result.notes)
+
+
+def test_predictions_of_another_shape_are_refused(corridor, tmp_path) -> None:
+    (tmp_path / "depth").mkdir()
+    for index in range(FRAMES):
+        np.save(tmp_path / "depth" / f"{index:06d}.npy", np.ones((100, 100), np.float32))
+    result = evaluate_one(corridor, Options(predictions=tmp_path))
+    assert result.status == "failed"
+    assert "predicted depth is 100x100 where the truth is 64x48" in result.error
+
+
 # -- ranges and protocols -------------------------------------------------------------------------
 
 

@@ -134,7 +134,7 @@ def test_parameters_are_refused_with_the_reason(user: User, start_node: NodeStar
     assert user.set_parameter("window", 4).successful
     assert not user.set_parameter("window", 0).successful
     assert user.change("configure")
-    node.wait_for("context of 1.4 frames")
+    node.wait_for("context of 5 frames")
 
 
 def test_wrong_parameters_at_start_end_with_all_reasons(

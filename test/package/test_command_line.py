@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -136,3 +137,17 @@ def golden(shared: Path) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder {folder}")
     return folder
+
+
+def test_a_spawned_process_does_not_run_the_command_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes of a pool import the program they were started from, under another name."""
+    text = (ROOT / "resource" / "program.py.in").read_text()
+    program = tmp_path / "program.py"
+    program.write_text(text.replace("@MODULE@", "omnistream_ros.cli"))
+    runpy.run_path(str(program), run_name="__mp_main__")
+    monkeypatch.setattr(sys, "argv", ["omnistream", "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(program), run_name="__main__")
+    assert end.value.code == 0
