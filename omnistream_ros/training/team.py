@@ -8,8 +8,10 @@ and the run folder must lie where all processes see them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 _BUCKET = 8 << 20  # numbers to a message: large enough to be fast, small enough to be copied
+
+_PARTING = timedelta(seconds=20)  # how long the others are waited for at the end
 
 T = TypeVar("T")
 
@@ -118,6 +122,12 @@ class Team:
                 )
 
     def close(self) -> None:
-        """Leaves the team."""
+        """Leaves the team, together with the others where they are still there.
+
+        The first process holds what the others connect through: if it left first, one that is still
+        leaving would be aborted.
+        """
         if self.size > 1 and dist.is_initialized():
+            with contextlib.suppress(RuntimeError):  # somebody has died, which others report
+                dist.monitored_barrier(timeout=_PARTING)
             dist.destroy_process_group()

@@ -39,7 +39,7 @@ def exhausted_main(arguments: list[str]) -> int:
 
 
 def test_the_cache_is_allocated_once(user: User, start_node: NodeStarter) -> None:
-    node = start_node.fork(telling_main, start_node.arguments())
+    node = start_node.fork(telling_main, start_node.arguments(engine="eager"))
     status = user.collect(StreamStatus, f"{NODE}/status")
     assert user.change("configure", "activate")
     for _ in range(2):
@@ -79,7 +79,7 @@ def test_a_budget_too_small_refuses_to_configure(user: User, start_node: NodeSta
 
 
 def test_running_out_of_memory_recovers_by_configure(user: User, start_node: NodeStarter) -> None:
-    node = start_node.fork(exhausted_main, start_node.arguments(autostart=True))
+    node = start_node.fork(exhausted_main, start_node.arguments(autostart=True, engine="eager"))
     status = user.collect(StreamStatus, f"{NODE}/status")
     node.wait_for("waiting for images")
     send = user.camera()

@@ -40,9 +40,10 @@ def test_all_modules_and_data_are_in_it(wheel: zipfile.ZipFile) -> None:
     files = {
         str(file.relative_to(ROOT))
         for file in PACKAGE.rglob("*")
-        if file.is_file() and "__pycache__" not in file.parts
+        if file.is_file() and "__pycache__" not in file.parts and file.suffix != ".so"
     }
-    assert _packaged(wheel) == files
+    # The kernel is built with the wheel where there is a compiler, and may lie beside its source.
+    assert {name for name in _packaged(wheel) if not name.endswith(".so")} == files
 
 
 def test_it_brings_the_command_and_the_extras(wheel: zipfile.ZipFile) -> None:
