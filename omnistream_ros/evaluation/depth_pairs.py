@@ -64,7 +64,11 @@ class DepthPairs:
             prediction: (h, w) float32 metres; resized to the truth's size by bicubic interpolation.
             truth: (H, W) float32 metres, NaN unknown.
             limits: truth outside this open interval is not counted.
+
+        Raises:
+            RecordingError: the two are of so different a shape that they cannot show the same.
         """
+        _check_shapes(prediction, truth)
         valid = (truth > limits[0]) & (truth < limits[1])  # NaN compares false
         resized = resize_prediction(prediction, truth.shape)
         self.valid_truth += int(valid.sum())
@@ -149,22 +153,21 @@ class DepthPairs:
 
 
 def resize_prediction(prediction: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Depth (h, w) at another size (H, W), bicubic as in the protocol of MonST3R and CUT3R.
-
-    Raises:
-        RecordingError: the two are of so different a shape that they cannot show the same.
-    """
+    """Depth (h, w) at another size (H, W), bicubic as in the protocol of MonST3R and CUT3R."""
     if prediction.shape == shape:
         return prediction
     size = (shape[1], shape[0])
-    height, width = prediction.shape
+    return cv2.resize(prediction.astype(np.float32), size, interpolation=cv2.INTER_CUBIC)
+
+
+def _check_shapes(prediction: np.ndarray, truth: np.ndarray) -> None:
+    (height, width), size = prediction.shape, truth.shape[::-1]
     # The sides of a network's own image are multiples of its patch: a little off is the same image.
     if not 0.8 < (width * size[1]) / (height * size[0]) < 1.25:
         raise RecordingError(
             f"predicted depth is {width}x{height} where the truth is {size[0]}x{size[1]}: a shape "
             "that stretching would falsify. Give depth of the whole image, at any scale"
         )
-    return cv2.resize(prediction.astype(np.float32), size, interpolation=cv2.INTER_CUBIC)
 
 
 def check_same_camera(frame: Frame, depth: DepthFrame) -> None:

@@ -18,6 +18,7 @@ from omnistream_ros.evaluation import camera_path
 from omnistream_ros.evaluation.depth_pairs import resize_prediction
 from omnistream_ros.evaluation.pose_metrics import absolute_errors, align, match
 from omnistream_ros.evaluation.sequence_result import Example, SequenceResult
+from omnistream_ros.evaluation.summary import latency
 
 BLUE, ORANGE, GREY, GREEN = "#2f6db3", "#e4572e", "#8a9199", "#3a9d6e"
 INK, GRID, UNKNOWN = "#22262b", "#e6e8eb", "#d9dce0"
@@ -139,7 +140,7 @@ def timing(result: SequenceResult) -> bytes:
     totals = np.array([sum(row.timings_ms.values()) for row in result.rows])
     late = float(np.percentile(totals, 99))
     histogram.hist(totals[totals <= late], bins=40, color=BLUE)
-    for value, label in zip(np.percentile(totals, [50, 95]), ("median", "p95"), strict=True):
+    for label, value in latency(result).get("total", {}).items():  # those of the table
         histogram.axvline(value, color=INK, linewidth=1.0, linestyle="--")
         histogram.text(value, histogram.get_ylim()[1], f" {label}", fontsize=7, va="top")
     stages = list(dict.fromkeys(stage for row in result.rows for stage in row.timings_ms))
