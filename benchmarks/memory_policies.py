@@ -225,15 +225,14 @@ def draw(points: list[tuple[str, float, float, float, float]], path: Path) -> No
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), facecolor="white")
+    figure = Figure(figsize=(10, 4.6), facecolor="white")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    for name, ms, megabytes, from_full, error in points:
-        colour = "#c2410c" if "keyframes" in name else "#2563eb"
-        left.plot(megabytes, 100 * from_full, "o", color=colour)
-        right.plot(ms, error, "o", color=colour)
-        for axes, x, y in ((left, megabytes, 100 * from_full), (right, ms, error)):
-            axes.annotate(name, (x, y), (4, 4), textcoords="offset points", fontsize=6.5)
+    for (name, ms, megabytes, from_full, error), marker in zip(points, "osD^v<>P", strict=False):
+        style = {"color": "#c2410c" if "keyframes" in name else "#2563eb", "marker": marker}
+        left.plot(megabytes, 100 * from_full, linestyle="", label=name, **style)
+        right.plot(ms, error, linestyle="", **style)
+    right.set_ylim(0, 1.15 * max(error for *_, error in points))
     left.set_xscale("log")
     left.set_xlabel("cache, MB")
     left.set_ylabel("depth differs from the full memory's by, %")
@@ -241,7 +240,8 @@ def draw(points: list[tuple[str, float, float, float, float]], path: Path) -> No
     right.set_ylabel("AbsRel, mean over recordings")
     for axes in (left, right):
         axes.grid(color="#e6e8eb", linewidth=0.7)
-    figure.tight_layout()
+    figure.legend(loc="lower center", ncols=4, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.12, 1, 1))
     figure.savefig(path, dpi=120)
 
 
