@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from omnistream_ros.cli.arguments import add_command
+from omnistream_ros.cli.arguments import add_command, count
 
 
 def declare(commands: Any) -> None:
@@ -78,13 +78,15 @@ def _declare_clips(commands: Any) -> None:
     )
     command.add_argument("recordings", type=Path, nargs="+", metavar="RECORDING")
     command.add_argument("--out", type=Path, required=True, help="folder to write, or to add to")
-    command.add_argument("--rate", type=float, default=10.0, help="in Hz (default: %(default)s)")
+    command.add_argument(
+        "--stride", type=count, default=1, help="every so many frames (default: %(default)s)"
+    )
 
 
 def _run_clips(options: argparse.Namespace) -> None:
     from omnistream_ros.training.recorded_clips import write_recorded_clips
 
-    written = write_recorded_clips(options.recordings, options.out, options.rate)
+    written = write_recorded_clips(options.recordings, options.out, options.stride)
     print(f"{options.out}: {written} clips")
 
 
