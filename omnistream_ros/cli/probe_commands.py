@@ -59,7 +59,6 @@ def _declare_ablate(commands: Any) -> None:
         "--run", dest="run_folder", type=Path, required=True, help="the same one again goes on"
     )
     command.add_argument("--steps", type=int, default=600, help="default: %(default)s")
-    command.add_argument("--page", type=Path, help="a document to put the table into")
     command.add_argument("--threads", type=int, help="default: one for each core")
 
 
@@ -67,14 +66,10 @@ def _run_ablate(options: argparse.Namespace) -> None:
     import torch
 
     from omnistream_ros.training.ablation import AblationSettings, ablate
-    from omnistream_ros.training.probes.table import put_into
 
     if options.threads:
         torch.set_num_threads(options.threads)
     settings = AblationSettings(
         options.clips, options.probe_clips, options.run_folder, steps=options.steps
     )
-    text = ablate(settings)
-    if options.page:
-        put_into(options.page, "ablation: written by omnistream ablate", text)
-    print(text)
+    print(ablate(settings))

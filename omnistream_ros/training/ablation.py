@@ -155,7 +155,7 @@ def _measure(
 
 
 def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The table of docs/ablation.md; the best of each column is bold."""
+    """The table; the best of each column is bold."""
     columns: list[tuple[str, Callable[[dict[str, Any]], float], str, int]] = [
         ("AbsRel", lambda r: r["depth"]["abs_rel"], "{:.3f}", -1),
         ("AbsRel, one scale", lambda r: r["depth"]["abs_rel_scaled"], "{:.3f}", -1),
