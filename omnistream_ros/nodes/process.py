@@ -10,6 +10,7 @@ import select
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -87,7 +88,10 @@ def run(create_node: Callable[[], Node], args: Sequence[str] | None = None) -> i
     stop: Future = Future(executor=executor)
     ended = threading.Event()
     threading.Thread(
-        target=_stop_on_signal, args=(signals, stop, executor, ended), name="signals", daemon=True
+        target=_stop_on_signal,
+        args=(signals, stop, weakref.ref(executor), ended),
+        name="signals",
+        daemon=True,
     ).start()
     try:
         _spin(executor, node, stop)
@@ -96,8 +100,9 @@ def run(create_node: Callable[[], Node], args: Sequence[str] | None = None) -> i
         node.destroy_node()
         executor.shutdown(timeout_sec=1.0)
         rclpy.try_shutdown()
-        # A lifecycle node and its state machine hold each other; until both are collected the DDS
-        # participant lives, and its shared-memory segment would outlive the process.
+        # A lifecycle node and its state machine hold each other, and an executor holds the node of
+        # the callback that it ran last; until all are collected the DDS participant lives, and its
+        # shared-memory segment would outlive the process.
         del node, executor
         gc.collect()
         ended.set()
@@ -131,11 +136,16 @@ def _signal_pipe() -> int:
 
 
 def _stop_on_signal(
-    signals: int, stop: Future, executor: SingleThreadedExecutor, ended: threading.Event
+    signals: int,
+    stop: Future,
+    executor: weakref.ref[SingleThreadedExecutor],
+    ended: threading.Event,
 ) -> None:
     number = os.read(signals, 1)[0]
     stop.set_result(number)
-    executor.wake()
+    if (spinning := executor()) is not None:
+        spinning.wake()
+        del spinning  # this thread may outlive the executor, and must not keep it
     # The main thread may be inside a long call (loading, one frame of a large model).
     second = select.select([signals], [], [], _STOP_PATIENCE_S)[0]
     if not ended.is_set():

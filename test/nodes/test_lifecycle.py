@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from omnistream_ros.msg import FeatureTensor, StreamStatus
 from ros_processes import NODE, NodeStarter, User
 from sensor_msgs.msg import Image
 
-from omnistream_ros.nodes import perception
+from omnistream_ros.nodes import perception, process
 from omnistream_ros.stream.session import StreamSession
 
 FAULT_WIDTH = 80  # an image of this width makes the faulty session fail
@@ -181,6 +182,39 @@ def test_signal_while_streaming_ends_cleanly_and_quickly(
     assert node.end(number) == 0, node.log
     assert not [path for path in own_segments if Path(path).exists()]
     assert node.count("Traceback|terminate|Fatal|double free") == 0, node.log
+
+
+def test_signal_during_a_callback_leaves_no_shared_memory(start_node: NodeStarter) -> None:
+    """The executor then still knows the callback's node when the process wants to let go of it."""
+    node = start_node.fork(stopped_in_a_callback_main, start_node.arguments())
+    own_segments = node.wait_for("segments: ").partition("segments: ")[2].split()
+    assert node.wait() == 0, node.log
+    assert own_segments
+    assert not [path for path in own_segments if Path(path).exists()]
+
+
+def stopped_in_a_callback_main(arguments: list[str]) -> int:
+    """The node with a timer whose callback is running while the signal arrives."""
+
+    class Stopped(perception.PerceptionNode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.create_timer(0.01, self._stop_process)
+
+        def _stop_process(self) -> None:
+            self.get_logger().info("segments: " + " ".join(_shared_memory(os.getpid())))
+            os.kill(os.getpid(), signal.SIGINT)
+            heard.wait()
+
+    heard = threading.Event()
+    set_result = process.Future.set_result
+
+    def tell(future: process.Future, result: object) -> None:
+        set_result(future, result)
+        heard.set()
+
+    process.Future.set_result = tell
+    return process.run(Stopped, arguments)
 
 
 def _shared_memory(pid: int) -> set[str]:
