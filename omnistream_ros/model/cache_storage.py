@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from omnistream_ros.model.rope import TIME_CHANNELS
+from omnistream_ros.model.rope import TIME_CHANNELS, Rotation
 
 
 class Storage(Protocol):
@@ -42,10 +42,23 @@ class Storage(Protocol):
         """q (b, heads, n, d) to tokens 0 .. visible - 1: softmax(q k / sqrt(d) + log count) v."""
         ...
 
-    def set_time_channels(self, layer: int, rows: slice, first: int, channels: Tensor) -> None:
-        """Overwrite the t channels (`rope.TIME_CHANNELS`) of keys of one layer.
+    def turn(
+        self,
+        layer: int,
+        rows: slice,
+        first: int,
+        written: Tensor,
+        n: int,
+        turn: Rotation,
+        still: int,
+    ) -> None:
+        """Overwrite the t channels (`rope.TIME_CHANNELS`) of keys of one layer by turned ones.
 
-        channels: (b, heads, n, d/4) of tokens first .. first + n - 1.
+        Args:
+            first: the first token.
+            written: (b, heads, pieces * n, d/4), what to turn.
+            turn: of each piece, or of all: cos and sin (pieces or 1, d/4).
+            still: the first tokens of each piece are not turned.
         """
         ...
 
@@ -56,6 +69,18 @@ class Storage(Protocol):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over the content of a storage of the same shape and type."""
         ...
+
+
+def turned(written: Tensor, n: int, turn: Rotation, still: int) -> Tensor:
+    """What `Storage.turn` writes, in the shape and type of `written`."""
+    cos, sin = (table[:, None] for table in turn)  # (pieces or 1, 1, d/4)
+    half = cos.shape[-1] // 2
+    v = written.unflatten(2, (-1, n)).to(cos.dtype)  # (b, heads, pieces, n, d/4)
+    out = v * cos
+    out[..., :half].addcmul_(v[..., half:], sin[..., :half])
+    out[..., half:].addcmul_(v[..., :half], sin[..., half:])
+    out[..., :still, :] = v[..., :still, :]
+    return out.to(written.dtype).flatten(2, 3)
 
 
 class TensorStorage:
@@ -116,9 +141,18 @@ class TensorStorage:
         tokens = slice(first, first + count)
         return self.keys[layer, rows, :, tokens], self.values[layer, rows, :, tokens]
 
-    def set_time_channels(self, layer: int, rows: slice, first: int, channels: Tensor) -> None:
-        tokens = slice(first, first + channels.shape[2])
-        self.keys[layer, rows, :, tokens, TIME_CHANNELS] = channels
+    def turn(
+        self,
+        layer: int,
+        rows: slice,
+        first: int,
+        written: Tensor,
+        n: int,
+        turn: Rotation,
+        still: int,
+    ) -> None:
+        tokens = slice(first, first + written.shape[2])
+        self.keys[layer, rows, :, tokens, TIME_CHANNELS] = turned(written, n, turn, still)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"keys": self.keys.clone(), "values": self.values.clone()}

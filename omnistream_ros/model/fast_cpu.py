@@ -4,7 +4,7 @@
 `fast_model` makes a copy in which each block computes the same with
 
 - matrix products whose weights oneDNN has packed once, with bias, GELU and layer scale inside;
-- rotation and attention by our own kernel (native/attention.c) where it was built and can run, by
+- rotation and attention by our own kernel (native/) where it was built and can run, by
   torch where not;
 
 and each convolution has its weight packed as well. Residual stream, norms and angles stay float32.

@@ -337,19 +337,10 @@ class KVCache:
 
     def _turn(self, rows: slice, first: int, written: Tensor, n: int, turn: Rotation) -> None:
         """Turn t channels (L, b, heads, pieces * n, d/4), each piece by its row of `turn`."""
-        cos, sin = (table[:, None] for table in turn)  # (pieces or 1, 1, d/4)
-        half = cos.shape[-1] // 2
-        # Layer by layer, while what is read and written stays near the processor.
+        # Layer by layer, while what is read and written stays near the processor. The tokens before
+        # the patches have no position, and stay as they are.
         for layer, channels in enumerate(written):
-            pieces = channels.unflatten(2, (-1, n))  # (b, heads, pieces, n, d/4)
-            v = pieces.to(cos.dtype)
-            turned = v * cos
-            turned[..., :half].addcmul_(v[..., half:], sin[..., :half])
-            turned[..., half:].addcmul_(v[..., :half], sin[..., half:])
-            # The tokens before the patches have no position.
-            turned[..., : self.prefix, :] = v[..., : self.prefix, :]
-            turned = turned.to(channels.dtype).flatten(2, 3)
-            self.storage.set_time_channels(layer, rows, first, turned)
+            self.storage.turn(layer, rows, first, channels, n, turn, self.prefix)
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of the streams' state; streams continued from it are the same to the last bit."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys and values as the attention kernel reads them; see native/attention.c for the layout."""
+"""Keys and values as the attention kernel reads them; see native/generic.c for the layout."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from omnistream_ros.model import native
+from omnistream_ros.model.rope import Rotation
 
 
 class PackedStorage:
-    """A `Storage` on the CPU, in bfloat16, for heads of 64 channels, where the kernel was built.
+    """A `Storage` on the CPU, in float32 or bfloat16, for heads of 64 channels, where the kernel
+    was built.
 
     Attributes:
         keys, values: (L, B, heads, capacity, 64) numbers in the kernel's order; capacity is
@@ -75,18 +77,27 @@ class PackedStorage:
         size = native.TOKEN_BLOCK
         begin, end = first // size * size, -(-(first + count) // size) * size
         keys, values = (x[layer, rows, :, begin:end] for x in (self.keys, self.values))
-        # [block][d / 2][16 tokens][2] and [pair][d][2]
-        keys = keys.unflatten(2, (-1, 16)).flatten(3).unflatten(3, (-1, 16, 2))
+        pair = 2 if keys.dtype == torch.bfloat16 else 1
+        # [block][d / pair][16 tokens][pair] and [tokens / pair][d][pair]
+        keys = keys.unflatten(2, (-1, 16)).flatten(3).unflatten(3, (-1, 16, pair))
         keys = keys.transpose(3, 4).flatten(4).flatten(2, 3)
-        values = values.unflatten(2, (-1, 2)).flatten(3).unflatten(3, (-1, 2))
+        values = values.unflatten(2, (-1, pair)).flatten(3).unflatten(3, (-1, pair))
         values = values.transpose(3, 4).flatten(2, 3)
         wanted = slice(first - begin, first - begin + count)
         return keys[:, :, wanted], values[:, :, wanted]
 
-    def set_time_channels(self, layer: int, rows: slice, first: int, channels: Tensor) -> None:
-        keys, channels = self.keys[layer, rows], channels.contiguous()
-        for b in range(len(keys)):
-            self._kernel.write_time(keys[b], first, channels[b])
+    def turn(
+        self,
+        layer: int,
+        rows: slice,
+        first: int,
+        written: Tensor,
+        n: int,
+        turn: Rotation,
+        still: int,
+    ) -> None:
+        for keys, channels in zip(self.keys[layer, rows], written, strict=True):
+            self._kernel.turn(keys, first, channels, n, turn, still)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"keys": self.keys.clone(), "values": self.values.clone()}
@@ -101,9 +112,16 @@ def can_hold(head_dim: int, device: torch.device, dtype: torch.dtype) -> bool:
     return (
         head_dim == native.HEAD_DIM
         and device.type == "cpu"
-        and dtype == torch.bfloat16
+        and dtype in (torch.float32, torch.bfloat16)
         and native.load() is not None
     )
+
+
+def rounding_pays(head_dim: int) -> bool:
+    """Whether attention is faster here in bfloat16 than in float32, and not only smaller."""
+    kernel = native.load()
+    holds = can_hold(head_dim, torch.device("cpu"), torch.bfloat16)
+    return holds and kernel is not None and kernel.multiplies_bfloat16
 
 
 def _by_token(x: Tensor) -> Tensor:

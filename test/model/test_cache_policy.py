@@ -23,8 +23,9 @@ from omnistream_ros.model.cache_policy import (
     WindowMemory,
     make_policy,
 )
-from omnistream_ros.model.cache_storage import TensorStorage
+from omnistream_ros.model.cache_storage import TensorStorage, turned
 from omnistream_ros.model.kv_cache import _pool
+from omnistream_ros.model.rope import TIME_CHANNELS
 
 SMALL = ModelConfig(name="small", width=16, depth=2, heads=2, taps=(0, 0, 1, 1), model_pixels=512)
 H, W = 32, 48
@@ -364,9 +365,10 @@ def test_every_policy_runs_in_any_storage():
             kept = super().read(layer, rows, self.tokens - first - count, count)
             return tuple(x.flip(2) for x in kept)
 
-        def set_time_channels(self, layer, rows, first, channels):
-            first = self.tokens - first - channels.shape[2]
-            super().set_time_channels(layer, rows, first, channels.flip(2))
+        def turn(self, layer, rows, first, written, n, turn, still):
+            channels, end = turned(written, n, turn, still), self.tokens - first
+            tokens = slice(end - channels.shape[2], end)
+            self.keys[layer, rows, :, tokens, TIME_CHANNELS] = channels.flip(2)
 
     model, pixels, policy = backbone(), clip(10), WindowMemory(1, 2, 3, 2)
     shape = {"policy": policy, "dtype": torch.float64}

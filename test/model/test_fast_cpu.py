@@ -13,6 +13,7 @@ from omnistream_ros.model.cache_storage import TensorStorage
 from omnistream_ros.model.fast_cpu import fast_model
 from omnistream_ros.model.native import build
 from omnistream_ros.model.packed_storage import PackedStorage
+from omnistream_ros.model.rope import Rotation
 
 H, W = 48, 64
 CONV = ModelConfig(
@@ -52,10 +53,15 @@ def attention(request, built, monkeypatch):
     native.load.cache_clear()
 
 
-@pytest.fixture
-def kernel(attention):
-    if attention == "torch" or native.load() is None:
-        pytest.skip("needs the kernel, once")
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def dtype(request, built, monkeypatch):
+    """The types in which the kernel can hold a cache, where it can be built and run."""
+    monkeypatch.setenv("OMNISTREAM_KERNEL", built)
+    native.load.cache_clear()
+    if native.load() is None:
+        pytest.skip(f"no kernel: {built}")
+    yield request.param
+    native.load.cache_clear()
 
 
 def clip(frames: int, batch: int = 1) -> torch.Tensor:
@@ -84,18 +90,17 @@ def assert_close(got, want, limits) -> None:
 def test_bfloat16_follows_the_plain_model(attention, config, policy, batch):
     plain, pixels = lively(config), clip(9, batch)
     fast = fast_model(plain)
-    expected = TensorStorage
-    if attention == "kernel" and native.load() is not None:
-        expected = PackedStorage
-    assert fast.backbone.storage is expected
+    assert fast.backbone.storage is (TensorStorage if native.load() is None else PackedStorage)
     assert_close(stream(fast, policy, pixels), stream(plain, policy, pixels), ROUNDED)
 
 
+@pytest.mark.parametrize("policy", [Window(1, 3), WindowMemory(1, 2, 3, 2)])
 @pytest.mark.parametrize("config", [CONV, TRUNK], ids=lambda config: config.name)
-def test_float32_is_exact(attention, config):
-    plain, pixels = lively(config), clip(7)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_float32_is_exact(attention, config, policy, batch):
+    plain, pixels = lively(config), clip(9, batch)
     fast = fast_model(plain, torch.float32)
-    policy = Window(1, 3)
+    assert fast.backbone.storage is (TensorStorage if native.load() is None else PackedStorage)
     assert_close(stream(fast, policy, pixels), stream(plain, policy, pixels), EXACT)
 
 
@@ -148,8 +153,8 @@ def test_image_sizes_may_change(attention):
 
 
 @pytest.mark.parametrize("saved_at", [0, 2, 7])
-def test_a_restored_stream_is_the_same_to_the_last_bit(kernel, saved_at):
-    fast, pixels = fast_model(lively(CONV)), clip(saved_at + 4)
+def test_a_restored_stream_is_the_same_to_the_last_bit(dtype, saved_at):
+    fast, pixels = fast_model(lively(CONV), dtype), clip(saved_at + 4)
     cache = fast.backbone.allocate_cache(H, W, sink=1, window=3)
     for t in range(saved_at):
         fast.backbone.step(pixels[:, t], cache)
@@ -162,14 +167,15 @@ def test_a_restored_stream_is_the_same_to_the_last_bit(kernel, saved_at):
         assert torch.equal(fast.backbone.step(p, other).hidden[-1], expected.hidden[-1])
 
 
-def test_packed_storage_gives_back_what_was_written(kernel):
-    storage = PackedStorage(2, 3, 2, 50, 64, device=torch.device("cpu"), dtype=torch.bfloat16)
-    k, v = torch.randn(2, 1, 2, 17, 64).bfloat16().unbind(0)
+def test_packed_storage_gives_back_what_was_written(dtype):
+    storage = PackedStorage(2, 3, 2, 50, 64, device=torch.device("cpu"), dtype=dtype)
+    k, v = torch.randn(2, 1, 2, 17, 64).to(dtype).unbind(0)
     storage.write(1, slice(2, 3), 29, k, v)
     for got, want in zip(storage.read(1, slice(2, 3), 29, 17), (k, v), strict=True):
         assert torch.equal(got, want)
-    channels = torch.randn(1, 2, 17, 16).bfloat16()
-    storage.set_time_channels(1, slice(2, 3), 29, channels)
+    channels = torch.randn(1, 2, 17, 16).to(dtype)
+    nothing = Rotation(torch.ones(1, 16), torch.zeros(1, 16))
+    storage.turn(1, slice(2, 3), 29, channels, 17, nothing, 0)
     k[..., 3::4] = channels
     assert torch.equal(storage.read(1, slice(2, 3), 29, 17)[0], k)
     assert not storage.read(1, slice(0, 2), 0, 50)[0].any()

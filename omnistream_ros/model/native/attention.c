@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Attention of a streaming step on x86 CPUs, in bfloat16: turn the frame's queries and keys, write its
- * keys and values into a packed cache, attend to what is visible.
+ * Attention of a streaming step on x86 CPUs that multiply bfloat16: the part that pays most. generic.c
+ * has the same in float32 arithmetic, and all else that is done with the cache.
  *
  * Two ways to multiply, chosen when the program runs: AMX tiles, or AVX512_BF16 on whole registers.
  * Both read the same packed layout, which lets every product run on contiguous 64-byte rows:
@@ -13,47 +13,22 @@
  * on KEYS at a time for ROWS queries (online softmax, arXiv:1805.02867), so that scores, weights and
  * sums stay in the core's first cache.
  *
- * d = 64 throughout. Plain C interface for ctypes; OpenMP is that of PyTorch (see cpu_kernel.py).
+ * d = 64 throughout. Plain C interface for ctypes; OpenMP is that of PyTorch (see __init__.py).
  */
-#define _GNU_SOURCE
-#include <cpuid.h>
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 enum { D = 64, ROWS = 32, KEYS = 64, CHUNK = 1024, MAX_QUERIES = 512 };
-enum { TORCH = 0, AVX512_BF16 = 1, AMX = 2 };
 typedef uint16_t bf16;
 
 #define SCALE 0.18033688f /* log2(e) / sqrt(D): softmax by powers of two */
-
-static inline float widen(bf16 x) {
-  uint32_t bits = (uint32_t)x << 16;
-  float y;
-  memcpy(&y, &bits, 4);
-  return y;
-}
 
 static inline bf16 narrow(float x) { /* to nearest, ties to even; finite numbers */
   uint32_t bits;
   memcpy(&bits, &x, 4);
   return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
-
-/* The best that this processor and operating system can do. */
-int omnistream_instructions(void) {
-  unsigned a, b, c, d;
-  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
-      !__builtin_cpu_supports("avx512vbmi") ||
-      !__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1))
-    return TORCH;
-  __get_cpuid_count(7, 0, &a, &b, &c, &d);
-  int tiles = (d >> 22 & 1) && (d >> 24 & 1); /* AMX-BF16, AMX-TILE */
-  if (tiles && syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0) return AMX;
-  return AVX512_BF16;
 }
 
 /* -- products: scores[ROWS][KEYS] = q * keys, out[ROWS][D] += weights * values -------- */
@@ -160,7 +135,7 @@ static void outputs_avx(float *out, const bf16 *weights, const bf16 *values, int
 /* Mantissas of 2^(i / 128) in bfloat16. */
 static uint8_t mantissas[128];
 
-__attribute__((constructor)) static void fill_mantissas(void) {
+static void fill_mantissas(void) {
   for (int i = 0; i < 128; i++) mantissas[i] = lround((exp2(i / 128.0) - 1) * 128);
 }
 
@@ -221,7 +196,7 @@ static void softmax(bf16 *weights, float *out, const float *scores, float *top, 
  * of tokens from `plain` on. */
 static void attend_head(bf16 *result, const bf16 *q, long stride, long result_stride, long queries,
                         const bf16 *keys, const bf16 *values, long visible, const float *bias,
-                        long plain, int instructions) {
+                        long plain, int amx) {
   _Alignas(64) bf16 packed[MAX_QUERIES * D], weights[ROWS * KEYS];
   _Alignas(64) float out[MAX_QUERIES * D], scores[ROWS * KEYS], top[MAX_QUERIES], total[MAX_QUERIES * 16];
   long rows = (queries + ROWS - 1) / ROWS * ROWS;
@@ -230,7 +205,7 @@ static void attend_head(bf16 *result, const bf16 *q, long stride, long result_st
   memset(total, 0, sizeof(float) * rows * 16);
   for (long m = 0; m < queries; m++) memcpy(packed + m * D, q + m * stride, sizeof(bf16) * D);
   for (long m = 0; m < rows; m++) top[m] = -INFINITY;
-  if (instructions == AMX) tiles_on();
+  if (amx) tiles_on();
   for (long begin = 0; begin < visible; begin += CHUNK) {
     const long end = visible - begin < CHUNK ? visible : begin + CHUNK;
     const long ahead = visible - end < CHUNK ? visible - end : CHUNK; /* tokens to be prefetched */
@@ -244,18 +219,18 @@ static void attend_head(bf16 *result, const bf16 *q, long stride, long result_st
         const bf16 *k = keys + t * D, *v = values + t * D;
         const long tokens = end - t < KEYS ? end - t : KEYS;
         const int blocks = (tokens + 31) / 32 * 2;
-        (instructions == AMX ? scores_amx : scores_avx)(scores, packed + m * D, k, blocks);
+        (amx ? scores_amx : scores_avx)(scores, packed + m * D, k, blocks);
         if (plain < t + tokens || tokens < 16 * blocks)
           for (float *s = scores; s < scores + ROWS * KEYS; s += KEYS) {
             for (long i = plain > t ? plain - t : 0; i < tokens; i++) s[i] += bias[t + i];
             for (long i = tokens; i < 16 * blocks; i++) s[i] = -INFINITY;
           }
         softmax(weights, out + m * D, scores, top + m, total + m * 16, blocks);
-        (instructions == AMX ? outputs_amx : outputs_avx)(out + m * D, weights, v, blocks);
+        (amx ? outputs_amx : outputs_avx)(out + m * D, weights, v, blocks);
       }
     }
   }
-  if (instructions == AMX) _tile_release();
+  if (amx) _tile_release();
   for (long m = 0; m < queries; m++) {
     float sum = _mm512_reduce_add_ps(_mm512_load_ps(total + m * 16));
     for (int i = 0; i < D; i++) result[m * result_stride + i] = narrow(out[m * D + i] / sum);
@@ -267,64 +242,22 @@ static void attend_head(bf16 *result, const bf16 *q, long stride, long result_st
  * One stream, one layer. q, k, v: element (token, head, channel) at token * stride + head * D + channel.
  * keys, values: the packed cache, `capacity` tokens (a multiple of 32) for each head. */
 
-/* Turn queries and keys of `tokens` tokens in place; cosine and sine (tokens, D), signs inside. */
-void omnistream_rotate(bf16 *q, bf16 *k, long stride, const float *cosine, const float *sine, long heads,
-                       long tokens, int threads) {
-#pragma omp parallel for num_threads(threads)
-  for (long m = 0; m < tokens; m++)
-    for (long h = 0; h < 2 * heads; h++) {
-      bf16 *x = (h < heads ? q : k - heads * D) + m * stride + h * D;
-      const float *c = cosine + m * D, *s = sine + m * D;
-      for (int i = 0; i < D / 2; i++) {
-        float a = widen(x[i]), b = widen(x[i + D / 2]);
-        x[i] = narrow(a * c[i] + b * s[i]);
-        x[i + D / 2] = narrow(b * c[i + D / 2] + a * s[i + D / 2]);
-      }
-    }
-}
-
-/* Keys and values of `tokens` tokens into the cache, from token `first` on. */
-void omnistream_write(bf16 *keys, bf16 *values, const bf16 *k, const bf16 *v, long stride, long heads,
-                      long tokens, long capacity, long first, int threads) {
-#pragma omp parallel for num_threads(threads)
-  for (long h = 0; h < heads; h++)
-    for (long m = 0; m < tokens; m++) {
-      long t = first + m;
-      const bf16 *from = k + m * stride + h * D;
-      bf16 *to = keys + (h * capacity + t / 16 * 16) * D + t % 16 * 2;
-      for (int i = 0; i < D; i++) to[i / 2 * 32 + i % 2] = from[i];
-      from = v + m * stride + h * D;
-      to = values + (h * capacity + t / 2 * 2) * D + t % 2;
-      for (int i = 0; i < D; i++) to[2 * i] = from[i];
-    }
-}
-
-/* Every fourth channel of keys, from the fourth on, of tokens `first` and following: channels
- * (heads, tokens, D / 4). */
-void omnistream_write_time(bf16 *keys, const bf16 *channels, long heads, long tokens, long capacity,
-                           long first) {
-  for (long h = 0; h < heads; h++)
-    for (long t = first; t < first + tokens; t++) {
-      bf16 *to = keys + (h * capacity + t / 16 * 16) * D + t % 16 * 2;
-      for (int i = 3; i < D; i += 4) to[i / 2 * 32 + 1] = *channels++;
-    }
-}
-
 /* Softmax attention of `tokens` queries to the first `visible` tokens of the cache. Scores of tokens
  * from `plain` on get `bias` (by token, before the division by sqrt(D)) added. */
 void omnistream_attend(bf16 *result, long result_stride, const bf16 *q, long stride, const bf16 *keys,
                        const bf16 *values, long heads, long tokens, long capacity, long visible,
-                       const float *bias, long plain, int instructions, int threads) {
+                       const float *bias, long plain, int amx, int threads) {
   /* Queries of a head are split until all threads have the same work, or pieces get small. */
   long parts = (tokens + MAX_QUERIES - 1) / MAX_QUERIES;
   while (heads * parts % threads && heads * parts < 4 * threads && tokens / (parts + 1) >= ROWS) parts++;
   long part = ((tokens + parts - 1) / parts + ROWS - 1) / ROWS * ROWS;
   parts = (tokens + part - 1) / part;
+  if (!mantissas[127]) fill_mantissas();
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (long unit = 0; unit < heads * parts; unit++) {
     long h = unit / parts, m = unit % parts * part;
     attend_head(result + m * result_stride + h * D, q + m * stride + h * D, stride, result_stride,
                 tokens - m < part ? tokens - m : part, keys + h * capacity * D,
-                values + h * capacity * D, visible, bias, plain, instructions);
+                values + h * capacity * D, visible, bias, plain, amx);
   }
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compile attention.c: `python build.py [FOLDER]`, by default into the folder it stands in.
+"""Compile the C files beside: `python build.py [FOLDER]`, by default into the folder it stands in.
 
 Run at installation, by CMake and by pip; never when a program starts. It needs a C compiler for x86
 that knows AMX (GCC 11, Clang 12 or later). Without one nothing is built, the reason is printed, and
@@ -17,14 +17,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("attention.c")
+SOURCES = Path(__file__).parent
 LIBRARY = "attention.so"
 # OpenMP is compiled for but not linked: at run time its functions are those of torch's own copy.
-# -march is not given: which instructions may run is decided at run time, function by function.
-FLAGS = (
-    *("-std=gnu11", "-O3", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno"),
-    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vbmi", "-mavx512bf16"),
-    *("-mamx-tile", "-mamx-bf16"),
+# -march is not given: which functions may run is decided at run time, by what processor.c says.
+FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fopenmp", "-fno-math-errno")
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vbmi", "-mavx512bf16")
+#: Object, its source and the instructions that it may use.
+OBJECTS = (
+    ("processor", "processor.c", ()),
+    ("generic_avx2", "generic.c", ("-mavx2", "-mfma")),
+    ("generic_avx512", "generic.c", ("-mavx512f",)),
+    ("attention", "attention.c", (*AVX512, "-mamx-tile", "-mamx-bf16")),
 )
 
 
@@ -44,10 +48,12 @@ def build(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as work:
         # Compiled and linked apart, so that the linker is not told of OpenMP.
-        steps = (
-            [*compiler, *FLAGS, "-c", str(SOURCE), "-o", f"{work}/attention.o"],
-            [*compiler, "-shared", f"{work}/attention.o", "-o", f"{work}/{LIBRARY}", "-lm"],
-        )
+        objects = [f"{work}/{name}.o" for name, _, _ in OBJECTS]
+        steps = [
+            [*compiler, *FLAGS, *may_use, "-c", str(SOURCES / source), "-o", f"{work}/{name}.o"]
+            for name, source, may_use in OBJECTS
+        ]
+        steps.append([*compiler, "-shared", *objects, "-o", f"{work}/{LIBRARY}", "-lm"])
         for step in steps:
             try:
                 done = subprocess.run(step, capture_output=True, text=True, check=False)
@@ -63,7 +69,7 @@ def build(folder: Path) -> Path:
 
 def main() -> int:
     """Always succeeds: without the kernel everything works, more slowly."""
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else SOURCE.parent
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else SOURCES
     try:
         print(f"attention kernel: built {build(folder)}")
     except BuildError as error:

@@ -27,7 +27,7 @@ import torch
 
 from omnistream_ros.model import OmniStream
 from omnistream_ros.model.fast_cpu import fast_model
-from omnistream_ros.model.packed_storage import can_hold
+from omnistream_ros.model.packed_storage import rounding_pays
 from omnistream_ros.stream.engines.check import Reference
 from omnistream_ros.stream.engines.compiled import CompiledEngine
 from omnistream_ros.stream.engines.engine import (
@@ -136,8 +136,7 @@ class EngineMaker:
         """
         if self.model.backbone.device.type == "cpu":
             kinds = [self.dtype]
-            kernel = can_hold(self.model.config.head_dim, torch.device("cpu"), torch.bfloat16)
-            if self.dtype == torch.float32 and kernel:
+            if self.dtype == torch.float32 and rounding_pays(self.model.config.head_dim):
                 kinds.insert(0, torch.bfloat16)
             for dtype in kinds:
                 try:

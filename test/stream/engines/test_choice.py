@@ -16,7 +16,7 @@ from torch import Tensor
 from omnistream_ros.model import KVCache, OmniStream, Prediction
 from omnistream_ros.model.cache_policy import Window
 from omnistream_ros.model.fast_cpu import fast_model
-from omnistream_ros.model.packed_storage import can_hold
+from omnistream_ros.model.packed_storage import rounding_pays
 from omnistream_ros.stream.engines import EngineError, EngineMaker, StepShape, TorchEngine, choice
 from omnistream_ros.stream.engines.check import Reference
 from omnistream_ros.stream.engines.onnx_engine import OnnxEngine
@@ -340,8 +340,8 @@ def _no_compiler(*_: object, **__: object) -> Callable[..., None]:
 def test_by_default_a_cpu_runs_the_fast_engine(maker: Callable[..., EngineMaker]) -> None:
     engine = maker().make("default")
     assert engine.name == "fast"
-    kernel = can_hold(engine.model.config.head_dim, torch.device("cpu"), torch.bfloat16)
-    assert engine.model.backbone.cache_dtype == (torch.bfloat16 if kernel else torch.float32)
+    rounded = rounding_pays(engine.model.config.head_dim)
+    assert engine.model.backbone.cache_dtype == (torch.bfloat16 if rounded else torch.float32)
 
 
 def test_the_default_falls_back_from_rounding_to_float32_to_eager(
@@ -354,7 +354,7 @@ def test_the_default_falls_back_from_rounding_to_float32_to_eager(
         raise ValueError("not on this machine")
 
     monkeypatch.setattr(choice, "fast_model", refuse)
-    monkeypatch.setattr(choice, "can_hold", lambda *_: True)
+    monkeypatch.setattr(choice, "rounding_pays", lambda *_: True)
     engine = maker().make("default")
     assert engine.name == "eager"
     assert tried == [torch.bfloat16, torch.float32]
