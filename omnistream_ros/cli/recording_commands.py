@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that show, play and make recordings: `inspect`, `demo`, `view`, `play`, `record`."""
+"""Commands around recordings: `inspect`, `demo`, `measure`, `view`, `play`, `record`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from omnistream_ros.cli.arguments import (
 def declare(commands: Any) -> None:
     _declare_inspect(commands)
     _declare_demo(commands)
+    _declare_measure(commands)
     _declare_view(commands)
     _declare_play(commands)
     _declare_record(commands)
@@ -72,6 +74,41 @@ def _run_demo(options: argparse.Namespace) -> None:
         say=lambda line: print(f"... {line}", flush=True),
     )
     print(f"\n{files.table}\n\npicture: {files.picture}\nbag:     {files.bag}")
+
+
+def _declare_measure(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "measure",
+        _run_measure,
+        "measure a bag of the node's topics against the recording that was played to it",
+    )
+    command.add_argument("recording", help="what was played: a rosbag2 or other recording")
+    command.add_argument("bag", type=Path, help="what `omnistream record` wrote of the node")
+    command.add_argument(
+        "--played", required=True, metavar="JSON", help="the line that `omnistream play` ended with"
+    )
+    command.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for table and picture"
+    )
+    add_selection(command)
+
+
+def _run_measure(options: argparse.Namespace) -> None:
+    from omnistream_ros.evaluation.demo import measure_run
+    from omnistream_ros.evaluation.recordings import open_recording
+
+    recording = open_recording(options.recording, selection(options))
+    try:
+        played = json.loads(options.played)
+        played = {name: float(played[name]) for name in ("frames", "duration_s")}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"--played must be the line that `omnistream play` printed at its end, with frames "
+            f"and duration_s; got {options.played!r}"
+        ) from error
+    files = measure_run(recording, options.bag, played, options.out)
+    print(f"{files.table}\n\npicture: {files.picture}")
 
 
 def _declare_view(commands: Any) -> None:

@@ -6,12 +6,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import omnistream_ros
 from omnistream_ros.evaluation import demo_picture, demo_report
 from omnistream_ros.evaluation.live import check_speed, run_live
 from omnistream_ros.evaluation.output_folder import output_folder
-from omnistream_ros.evaluation.recordings import RecordingError, Selection, open_recording
+from omnistream_ros.evaluation.recordings import (
+    Recording,
+    RecordingError,
+    Selection,
+    open_recording,
+)
 
 #: The clip that comes with the package.
 BUNDLED = Path(omnistream_ros.__file__).resolve().parent / "data" / "furnished_room"
@@ -59,9 +65,27 @@ def run_demo(
         say(f"recording {recording.name}: {info.layout}, {info.width}x{info.height}{length}")
         live = run_live(path, out, selection=selection, parameters=parameters, speed=speed, say=say)
         say("measuring")
-        result = demo_report.measure(recording, live.bag, live.played)
-        picture = out / "demo.png"
-        demo_picture.draw(result, picture)
-        text = demo_report.table(result)
-        (out / "table.txt").write_text(text + "\n", encoding="utf-8")
-    return DemoFiles(text, picture, live.bag)
+        return measure_run(recording, live.bag, live.played, out)
+
+
+def measure_run(
+    recording: Recording, node_bag: Path, played: dict[str, Any], out: Path
+) -> DemoFiles:
+    """Measure what a node published against the recording that was played to it.
+
+    Args:
+        node_bag: what was recorded of the node.
+        played: the player's report, of which ``frames`` and ``duration_s`` are used.
+        out: folder for ``demo.png`` and ``table.txt``.
+
+    Raises:
+        RecordingError: the node's bag holds no processed frame, or a file is damaged.
+        OSError: ``out`` cannot be written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    result = demo_report.measure(recording, node_bag, played)
+    picture = out / "demo.png"
+    demo_picture.draw(result, picture)
+    text = demo_report.table(result)
+    (out / "table.txt").write_text(text + "\n", encoding="utf-8")
+    return DemoFiles(text, picture, node_bag)
