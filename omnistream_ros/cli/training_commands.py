@@ -110,7 +110,25 @@ def _declare_train(commands: Any) -> None:
         default=0.35,
         help="of the clips in a step (default: %(default)s)",
     )
-    command.add_argument("--start-from", type=Path, help="weights that a new run begins with")
+    command.add_argument(
+        "--start-from",
+        type=Path,
+        help="weights that a new run begins with; it sees images of full size from the start",
+    )
+    command.add_argument(
+        "--held-out",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RECORDING",
+        help="keep the weights that do best here (default: on every fiftieth clip)",
+    )
+    command.add_argument(
+        "--patience",
+        type=count,
+        metavar="N",
+        help="end after N judgements, 300 steps apart, that bring nothing better",
+    )
     command.add_argument("--model", default="omnistream-nano", help="default: %(default)s")
     length = command.add_mutually_exclusive_group(required=True)
     length.add_argument("--minutes", type=float, help="of training time, over all pieces")
@@ -161,6 +179,8 @@ def _run_train(options: argparse.Namespace) -> None:
         recorded=options.recorded,
         recorded_share=options.recorded_share,
         start_from=options.start_from,
+        held_out=tuple(options.held_out),
+        patience=options.patience,
         pretrained=not options.no_pretrained,
         bfloat16=options.bfloat16,
         stream_frames=options.stream_frames,

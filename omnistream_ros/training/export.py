@@ -41,12 +41,12 @@ _NOT_FOR = (
 def export_weights(path: Path, model: OmniStream, record: dict[str, Any]) -> None:
     """Writes `model` atomically to `path` with the card of this training `record`.
 
-    Accuracy on real recordings is left to whoever measures it: the card holds the held-out
-    rendered clips that the trainer itself judged.
+    Accuracy on whole recordings is left to whoever measures it: the card holds the clips that the
+    trainer itself judged by, `record["held_out"]`, under the name `record["judge"]`.
     """
     training = {**record, "data": _data(record), "trunk starts from": _START, "not for": _NOT_FOR}
     held_out = {name: round(value, 4) for name, value in training.pop("held_out", {}).items()}
-    accuracy = {"held-out rendered clips": held_out}
+    accuracy = {training.pop("judge", "held-out rendered clips"): held_out}
     whole, matching_record = _with_matching_of(path, model)
     if matching_record is not None:
         training[MATCHING_RECORD] = matching_record

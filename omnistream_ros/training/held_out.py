@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judging weights during training on rendered clips that are never trained on.
+"""Judging weights during training on what is never trained on: rendered clips, or recordings.
 
 Clips run through the causal forward in float32 as a stream would see them: unaugmented, from the
 first frame, all frames. Figures are those of `evaluation`, so they compare with every other table.
@@ -8,9 +8,10 @@ first frame, all frames. Figures are those of `evaluation`, so they compare with
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,8 +19,10 @@ from numpy.typing import NDArray
 
 from omnistream_ros.evaluation.depth_metrics import DepthMetrics, evaluate_depth, weighted_mean
 from omnistream_ros.evaluation.depth_pairs import DepthPairs
-from omnistream_ros.model import OmniStream
+from omnistream_ros.evaluation.recordings import open_recording
+from omnistream_ros.model import ModelConfig, OmniStream
 from omnistream_ros.training.data import Clip, collate
+from omnistream_ros.training.recorded_streams import Cut, recorded_streams
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,15 @@ def score_depths(
 def score_clips(model: OmniStream, clips: list[Clip]) -> HeldOutScore:
     """Scores depth on the clips; raises ValueError where there are none."""
     return score_depths((_depth(model, clip), clip.depth) for clip in clips)
+
+
+def clips_of_recordings(recordings: Sequence[Path], config: ModelConfig, length: int) -> list[Clip]:
+    """Recordings with true depth as clips of up to `length` frames at the model's own size.
+
+    Raises RecordingError for one that cannot be read, or has no depth or no calibration.
+    """
+    cut = Cut(pixels=config.model_pixels, patch=config.patch_size, frames=length)
+    return [s.clip for path in recordings for s in recorded_streams(open_recording(path), cut)]
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from omnistream_ros.training.augment import AugmentSettings
 from omnistream_ros.training.curve import LossTable
 from omnistream_ros.training.data import Batch, Clip, ClipSampler, validation_clips
 from omnistream_ros.training.export import export_weights
-from omnistream_ros.training.held_out import HeldOutScore, score_clips
+from omnistream_ros.training.held_out import HeldOutScore, clips_of_recordings, score_clips
 from omnistream_ros.training.losses import LossWeights, total_loss
 from omnistream_ros.training.objectives import Objectives, ObjectiveWeights
 from omnistream_ros.training.optimise import follow, learning_rate_factor, stop_at_non_finite
@@ -65,13 +65,17 @@ class TrainSettings:
     # Stem and blocks up to stride 8 stay as they are: edges are edges, their large maps would be
     # most of the backward pass, and matching descriptors, which read them, stay valid.
     frozen_trunk_blocks: int = 5
-    coarse_size: tuple[int, int] | None = (128, 96)  # the first part of a run sees smaller images
+    # The first part of a run sees smaller images; not one that starts from weights, which know the
+    # full size already and would unlearn it.
+    coarse_size: tuple[int, int] | None = (128, 96)
     coarse_fraction: float = 0.75
     bfloat16: bool = False
     ray_period: int = 4  # rays cost a second decoder; every n-th step pays for it
     save_period: int = 100
     judge_period: int = 300
-    validation_count: int = 10
+    validation_count: int = 10  # of rendered clips, unless `held_out` says otherwise
+    held_out: tuple[Path, ...] = ()  # recordings that judge the weights
+    patience: int | None = None  # so many judgements in a row without a better one end the run
     # Fine-tuning for long streams: all clips of this many frames, walked to and fro, seen through
     # a cache of `context` (sink, window) as on a robot.
     stream_frames: int | None = None
@@ -85,6 +89,8 @@ class TrainSettings:
             raise ValueError("give the length of the run either in steps or in minutes")
         if (self.steps or self.minutes or 0) <= 0:
             raise ValueError("the length of the run must be positive")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience is a number of judgements from 1, got {self.patience}")
         if self.stream_frames is not None and self.stream_frames < 2:
             raise ValueError(f"a stream has two frames or more, got {self.stream_frames}")
 
@@ -128,6 +134,12 @@ class Trainer:
     ) -> None:
         self.settings = settings
         self.team = team or Team()
+        trained_on = set() if settings.recorded is None else set(recordings_of(settings.recorded))
+        if both := trained_on & {path.name for path in settings.held_out}:
+            raise ValueError(
+                f"{', '.join(sorted(both))}: held out, but clips of it are in {settings.recorded}; "
+                "hold out another recording, or train on a folder without it"
+            )
         self.report = report if self.team.leads else _say_nothing
         self.clock = clock
         settings.run.mkdir(parents=True, exist_ok=True)
@@ -225,12 +237,15 @@ class Trainer:
     def run(self) -> HeldOutScore | None:
         """Trains to the end (or until `stop` is set) and returns the last held-out score."""
         s, p = self.settings, self.progress
-        held_out = validation_clips(s.clips, limit=s.validation_count, length=16)
+        if s.held_out:
+            held_out = clips_of_recordings(s.held_out, self.model.config, length=16)
+        else:
+            held_out = validation_clips(s.clips, limit=s.validation_count, length=16)
         score, started, spoken = None, self.clock(), self.clock()
         seconds_before, frames_before = p.seconds, p.frames
         stopping = bool(self.team.largest(self.stop.is_set())[0])
         while self._fraction_done() < 1 and not stopping:
-            coarse = self._fraction_done() < s.coarse_fraction
+            coarse = s.start_from is None and self._fraction_done() < s.coarse_fraction
             size = s.coarse_size if coarse else None
             batch = self.sampler.batch(p.step, size, (self.team.rank, self.team.size))
             parts = self.team.mean(self._step(batch))
@@ -244,8 +259,10 @@ class Trainer:
                     self._speak((p.frames - frames_before) / (now - started))
             if p.step % s.save_period == 0:
                 self._save()
-            if p.step % s.judge_period == 0 and self.team.leads:
-                score = self._judge(held_out)
+            if p.step % s.judge_period == 0:
+                if self.team.leads:
+                    score = self._judge(held_out)
+                stopping = bool(self.team.largest(stopping or self._out_of_patience())[0])
         if self.team.leads and (p.step % s.judge_period or score is None):
             score = self._judge(held_out)
         self._save()
@@ -338,6 +355,20 @@ class Trainer:
         self.report(f"step {p.step}  held-out clips: {score}{mark}")
         return score
 
+    def _out_of_patience(self) -> bool:
+        s, p = self.settings, self.progress
+        if s.patience is None or "step" not in p.best:
+            return False
+        judgements = (p.step - p.best["step"]) // s.judge_period
+        if judgements < s.patience:
+            return False
+        self.report(f"no better than step {p.best['step']} in {judgements} judgements: ended")
+        return True
+
+    def _judge_name(self) -> str:
+        names = ", ".join(path.name for path in self.settings.held_out)
+        return f"clips of {names}, by which the weights were chosen"
+
     def _record(self) -> dict[str, object]:
         """What the model card says about the training."""
         p, s = self.progress, self.settings
@@ -349,6 +380,7 @@ class Trainer:
             "clips": len(self.sampler.names),
             "recorded": [] if s.recorded is None else recordings_of(s.recorded),
             "held_out": dict(p.best),
+            **({"judge": self._judge_name()} if s.held_out else {}),
         }
 
     def _save(self) -> None:
