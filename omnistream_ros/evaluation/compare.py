@@ -55,7 +55,11 @@ def compare(first: Path, second: Path) -> str:
     a, b = read_metrics(first), read_metrics(second)
     a_by_name = {one["name"]: one for one in a["sequences"]}
     b_by_name = {one["name"]: one for one in b["sequences"]}
-    lines = [f"A  {first}  ({_models(a)})", f"B  {second}  ({_models(b)})"]
+    lines = []
+    for label, path, content in (("A", first, a), ("B", second, b)):
+        lines.append(f"{label}  {path}  ({_models(content)})")
+        # The same weights may have run in other ways; the command says in which.
+        lines += [f"   {content['command']}"] if content.get("command") else []
     shared = [name for name in a_by_name if name in b_by_name]
     for name in shared:
         lines += ["", *_block(name, a_by_name[name], b_by_name[name])]

@@ -107,6 +107,7 @@ def _add_live(
     say(f"{result.name}: live")
     try:
         result.live = measure_live(path, options, out / "live", lambda line: say(f"... {line}"))
+        say(f"{result.name}: live, {result.live}")
     except (ChildError, RecordingError) as error:
         result.notes.append(f"the live run failed: {error}")
         say(f"{result.name}: the live run failed: {error}")

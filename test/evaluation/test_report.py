@@ -121,6 +121,8 @@ def test_compare(evaluation, tmp_path, corridor) -> None:
     options = Options(predictions=tmp_path, frames=FrameRange(0, 5))
     evaluate_command.run([corridor], options, few, say=silent)
     assert f"not the same frames: A has {FRAMES}, B has 5" in compare(evaluation, few)
+    command = json.loads((few / "metrics.json").read_text())["command"]
+    assert f"\n   {command}\n" in compare(evaluation, few)
     assert "+" not in "".join(compare(other, other).split("B - A")[1:]).replace("+0.", "")
     for bad in ("", "[]", '{"sequences": []}'):
         (tmp_path / "metrics.json").write_text(bad)
