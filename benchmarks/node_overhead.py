@@ -280,7 +280,7 @@ def _bare(options: argparse.Namespace, *, echo: bool) -> None:
 
 def _tested_node(options: argparse.Namespace) -> None:
     """The real node; only its engine is replaced, and what it says of each frame is kept."""
-    from omnistream_ros.nodes import perception, process
+    from omnistream_ros.nodes import model_setup, perception, process
     from omnistream_ros.nodes.statistics import StreamStatistics
 
     rows: list[dict[str, float]] = []
@@ -294,9 +294,7 @@ def _tested_node(options: argparse.Namespace) -> None:
         note(self, timings_ms)
 
     StreamStatistics.image_processed = image_processed  # type: ignore[method-assign]
-    perception.PerceptionNode._make_engine = (  # type: ignore[method-assign]
-        lambda _, network, __: _nothing(network)
-    )
+    model_setup.make_engine = lambda _, network, *__: _nothing(network)
     process.SingleThreadedExecutor = _EXECUTORS[options.executor]  # type: ignore[misc]
     arguments = ["--ros-args", "-p", "autostart:=true", "-p", "threads:=1"]
     arguments += ["-p", f"resolution:={options.resolution}", "--log-level", "error"]

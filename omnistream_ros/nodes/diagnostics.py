@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -22,8 +22,13 @@ _EXPECTED_DROPS = {Drop.SUPERSEDED.value, Drop.DEACTIVATED.value}
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What the node knows about itself beyond its state; None where it does not apply now."""
+    """What the node knows of one camera; None where it does not apply now.
 
+    Attributes:
+        camera: its name; empty for the only one.
+    """
+
+    camera: str
     statistics: Snapshot | None
     image_topic: str
     publishers: int
@@ -44,7 +49,7 @@ class Diagnostics:
     """Publishes the node's diagnostics periodically, in every lifecycle state.
 
     Args:
-        report: what the node knows about itself; None while it is not configured.
+        reports: what the node knows of each camera; empty while it is not configured.
         before: called first, in the same period.
     """
 
@@ -52,14 +57,14 @@ class Diagnostics:
         self,
         node: ManagedNode,
         period_s: float,
-        report: Callable[[], Report | None],
+        reports: Callable[[], Sequence[Report]],
         before: Callable[[], None],
     ) -> None:
         self._node = node
-        self._report = report
+        self._reports = reports
         self._before = before
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self._bad_before: dict[str, int] = {}
+        self._bad_before: dict[str, dict[str, int]] = {}  # by camera
         # Steady: with use_sim_time and a bag on pause, the node's own clock stands still.
         node.create_timer(period_s, self.publish, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
@@ -68,15 +73,17 @@ class Diagnostics:
         self._before()
         array = DiagnosticArray()
         array.header.stamp = self._node.get_clock().now().to_msg()
-        array.status = [self.status()]
+        array.status = [self._status(report) for report in self._reports() or [None]]
         self._publisher.publish(array)
 
-    def status(self) -> DiagnosticStatus:
-        """The present state as one status."""
-        report = self._report()
+    def _status(self, report: Report | None) -> DiagnosticStatus:
+        """The present state of one camera, or of a node that is not configured."""
         level, message = self._judge(report)
         status = DiagnosticStatus(
-            level=level, name=f"{self._node.get_fully_qualified_name()}: stream", message=message
+            level=level,
+            name=f"{self._node.get_fully_qualified_name()}: "
+            + (report.camera if report is not None and report.camera else "stream"),
+            message=message,
         )
         values = {"state": self._node.phase.value}
         if report is not None:
@@ -95,15 +102,16 @@ class Diagnostics:
         """Level and one sentence; the worst thing first."""
         phase = self._node.phase
         if phase is not Phase.ACTIVE or report is None or report.statistics is None:
-            self._bad_before = {}
+            self._bad_before.clear()
             if self._node.last_error:
                 return DiagnosticStatus.ERROR, f"{phase.value} after: {self._node.last_error}"
             return DiagnosticStatus.OK, phase.value
         now = report.statistics
         bad = {reason: n for reason, n in now.drops.items() if reason not in _EXPECTED_DROPS}
-        fresh = {r: n - self._bad_before.get(r, 0) for r, n in bad.items()}
+        before = self._bad_before.get(report.camera, {})
+        fresh = {r: n - before.get(r, 0) for r, n in bad.items()}
         fresh = {reason: n for reason, n in fresh.items() if n > 0}
-        self._bad_before = bad
+        self._bad_before[report.camera] = bad
         if now.received == 0:
             if report.publishers == 0:
                 text = f"no publisher on '{report.image_topic}'"

@@ -110,7 +110,7 @@ class OdometryFrame:
     """Places the poses of one stream in the odometry frame."""
 
     def __init__(self, odom_frame: str, base_frame: str, tree: StaticTree) -> None:
-        self._odom_frame = odom_frame
+        self.odom_frame = odom_frame
         self._base_frame = base_frame
         self._tree = tree
         self._moving_parents: dict[str, str] = {}
@@ -121,7 +121,7 @@ class OdometryFrame:
         """Remember who places which frame on /tf; ours is always a child of the odometry frame."""
         for transform in message.transforms:
             parent, child = transform.header.frame_id, transform.child_frame_id
-            if parent.lstrip("/") != self._odom_frame:
+            if parent.lstrip("/") != self.odom_frame:
                 self._moving_parents[child.lstrip("/")] = parent.lstrip("/")
 
     def place(self, pose: Pose, camera_frame: str) -> Placement:
@@ -154,12 +154,12 @@ class OdometryFrame:
     def _refusal(self, child: str) -> str:
         if not child:
             return "the images carry no frame_id: nothing is published on /tf; set it in the driver"
-        if child == self._odom_frame:
+        if child == self.odom_frame:
             return (
                 f"'{child}' is odom_frame itself: nothing is published on /tf; rename one of them"
             )
         other = self._tree.parent(child) or self._moving_parents.get(child)
-        if other is None or other == self._odom_frame:
+        if other is None or other == self.odom_frame:
             return ""
         root = self._tree.root(child)
         if root != child:
@@ -168,7 +168,7 @@ class OdometryFrame:
             advice = "stop the other publisher, or set publish_tf to false"
         return (
             f"'{child}' already has the parent '{other}' and would get a second one, "
-            f"'{self._odom_frame}': nothing is published on /tf; {advice}"
+            f"'{self.odom_frame}': nothing is published on /tf; {advice}"
         )
 
 

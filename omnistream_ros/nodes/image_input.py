@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images from the executor's thread to the one thread that runs the model; the newest one wins.
+"""What one camera sends: subscriptions, checks, and which lens belongs to which image.
 
-Receiving never waits for inference: the subscription callback checks a message, puts it into a slot
-that holds one image, and counts what it replaces there.
+Receiving never waits for inference: the subscription callback checks a message, leaves it in the
+inbox, and counts what it replaces there.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import threading
 import time
 from collections.abc import Callable
 
@@ -27,6 +26,7 @@ from omnistream_ros.nodes.image_checks import (
     check_image,
     intrinsics_of,
 )
+from omnistream_ros.nodes.inbox import Inbox, PendingImage
 from omnistream_ros.nodes.statistics import StreamStatistics
 from omnistream_ros.stream.calibration import CalibrationError
 from omnistream_ros.stream.frame import Intrinsics
@@ -35,25 +35,6 @@ from omnistream_ros.stream.frame import Intrinsics
 _REPEAT_S = 5.0
 # Cameras of different image size remembered at a time; two publishers on one topic are a mistake.
 _MAX_CAMERAS = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class ReceivedImage:
-    """An image that passed all checks.
-
-    Attributes:
-        message: the image; its pixels are read once, by the thread that runs the model.
-        stamp_ns: its stamp in nanoseconds.
-        receipt_s: monotonic time of the first line of the subscription callback, seconds.
-        camera_info: the newest good camera_info of this image size, if any came.
-        intrinsics: the pinhole camera from it; None when unknown or not calibrated.
-    """
-
-    message: Image
-    stamp_ns: int
-    receipt_s: float
-    camera_info: CameraInfo | None
-    intrinsics: Intrinsics | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,27 +53,38 @@ class InputSettings:
 
 
 class ImageInput:
-    """The subscriptions of an active node; made on activation, closed on deactivation."""
+    """The subscriptions of one camera of an active node; made on activation, closed after it.
+
+    Args:
+        camera: its name, also in the inbox.
+        topics: of its images and of their camera_info.
+    """
 
     def __init__(
-        self, node: Node, statistics: StreamStatistics, settings: Callable[[], InputSettings]
+        self,
+        node: Node,
+        camera: str,
+        topics: tuple[str, str],
+        inbox: Inbox,
+        statistics: StreamStatistics,
+        settings: Callable[[], InputSettings],
     ) -> None:
         self._node = node
+        self._camera = camera
+        self._inbox = inbox
         self._statistics = statistics
         self._settings = settings
         self._gate = SourceGate()
         self._said: dict[str, float] = {}
-        self._cameras: dict[tuple[int, int], tuple[CameraInfo, Intrinsics | None]] = {}
-        self._condition = threading.Condition()
-        # The four below are guarded by the condition.
-        self._newest: tuple[Image, int, float] | None = None
+        # By image size. Written by the executor's thread, one assignment each; read by both.
+        self._calibrations: dict[tuple[int, int], tuple[CameraInfo, Intrinsics | None]] = {}
+        self._info_topic = node.resolve_topic_name(topics[1])
         self._waiting_since_s: float | None = None
         self._patient = True
-        self._closed = False
         self._subscriptions: list[Subscription] = []
         try:
-            self._subscribe(Image, "image", self._on_image)
-            self._subscribe(CameraInfo, "camera_info", self._on_camera_info)
+            self._subscribe(Image, topics[0], self._on_image)
+            self._subscribe(CameraInfo, topics[1], self._on_camera_info)
         except Exception:
             self.close()
             raise
@@ -120,34 +112,37 @@ class ImageInput:
         """Publishers on the image topic now."""
         return self._node.count_publishers(self.topic)
 
-    def take(self) -> ReceivedImage | None:
-        """Wait for the newest image. Returns None once the input is closed. Any thread."""
-        with self._condition:
-            while not self._closed:
-                if self._newest is None:
-                    self._condition.wait()
-                    continue
-                patience = self._camera_info_patience(self._newest[0])
-                if patience > 0.0:
-                    self._condition.wait(patience)
-                    continue
-                message, stamp_ns, receipt_s = self._newest
-                self._newest = None
-                info, camera = self._cameras.get((message.width, message.height), (None, None))
-                return ReceivedImage(message, stamp_ns, receipt_s, info, camera)
-            return None
+    def calibration(self, image: Image) -> tuple[CameraInfo | None, Intrinsics | None]:
+        """The newest good camera_info for images of this size, and its pinhole if calibrated."""
+        return self._calibrations.get((image.width, image.height), (None, None))
+
+    def patience(self, image: Image) -> float:
+        """Seconds that an image should still wait for its camera_info; only at the start."""
+        if not self._patient or self._waiting_since_s is None:
+            return 0.0
+        if (image.width, image.height) in self._calibrations:
+            self._patient = False
+            return 0.0
+        waited = time.monotonic() - self._waiting_since_s
+        patience = self._settings().camera_info_timeout - waited
+        if patience <= 0.0:
+            self._patient = False
+            sizes = ", ".join(f"{width}x{height}" for width, height in list(self._calibrations))
+            found = f"only one for {sizes}" if sizes else "none"
+            self._node.get_logger().warning(
+                f"no camera_info for the {image.width}x{image.height} images on "
+                f"'{self._info_topic}' ({found}): the field of view is estimated and depth is not "
+                "metric; remap `camera_info` to the camera's own"
+            )
+        return patience
 
     def close(self) -> None:
-        """Stop receiving and release whoever waits in :meth:`take`. Executor's thread only."""
+        """Stop receiving. Executor's thread only."""
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
-        with self._condition:
-            if self._newest is not None:
-                self._newest = None
-                self._statistics.image_dropped(Drop.DEACTIVATED.value)
-            self._closed = True
-            self._condition.notify_all()
+        if self._inbox.empty(self._camera):
+            self._statistics.image_dropped(Drop.DEACTIVATED.value)
 
     def _on_image(self, message: Image) -> None:
         receipt_s = time.monotonic()
@@ -166,13 +161,9 @@ class ImageInput:
             count = self._statistics.image_dropped(error.reason.value)
             self._complain(error.reason.value, str(error), count)
             return
-        with self._condition:
-            replaced = self._newest is not None
-            self._newest = (message, stamp_ns, receipt_s)
-            if self._waiting_since_s is None:
-                self._waiting_since_s = receipt_s
-            self._condition.notify_all()
-        if replaced:
+        if self._waiting_since_s is None:
+            self._waiting_since_s = receipt_s
+        if self._inbox.put(self._camera, PendingImage(message, stamp_ns, receipt_s)):
             self._statistics.image_dropped(Drop.SUPERSEDED.value)
 
     def _on_camera_info(self, info: CameraInfo) -> None:
@@ -191,31 +182,10 @@ class ImageInput:
                 1,
             )
         size = (camera.width, camera.height) if camera else (info.width, info.height)
-        with self._condition:
-            if size not in self._cameras and len(self._cameras) >= _MAX_CAMERAS:
-                self._cameras.clear()
-            self._cameras[size] = (info, camera)
-            self._condition.notify_all()
-
-    def _camera_info_patience(self, image: Image) -> float:
-        """Seconds that an image should still wait for its camera_info; only at the start."""
-        if (image.width, image.height) in self._cameras:
-            self._patient = False
-        if not self._patient or self._waiting_since_s is None:
-            return 0.0
-        waited = time.monotonic() - self._waiting_since_s
-        patience = self._settings().camera_info_timeout - waited
-        if patience <= 0.0:
-            self._patient = False
-            name = self._node.resolve_topic_name("camera_info")
-            sizes = ", ".join(f"{width}x{height}" for width, height in self._cameras)
-            found = f"only one for {sizes}" if sizes else "none"
-            self._node.get_logger().warning(
-                f"no camera_info for the {image.width}x{image.height} images on '{name}' ({found}):"
-                " the field of view is estimated and depth is not metric; remap `camera_info` to "
-                "the camera's own"
-            )
-        return patience
+        if size not in self._calibrations and len(self._calibrations) >= _MAX_CAMERAS:
+            self._calibrations = {}
+        self._calibrations[size] = (info, camera)
+        self._inbox.wake()
 
     def _incompatible_qos(self, topic: str) -> Callable[[object], None]:
         def tell(event: object) -> None:

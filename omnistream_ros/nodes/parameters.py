@@ -9,6 +9,9 @@ Each field of a frozen dataclass, written with :func:`option`, is one ROS parame
 
     parameters = ParameterSet(node, Parameters, phase=lambda: node.phase)
     parameters.values.window
+
+Some fields may differ between the members of a group, such as the cameras of a node: each member
+``left`` then has a parameter ``left.resolution`` of its own, which starts as the common one.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 from rcl_interfaces.msg import (
@@ -69,6 +72,7 @@ class _Option:
     high: float | None
     choices: tuple[str, ...]
     check: Callable[[Any], object] | None
+    own: bool
 
 
 def option(
@@ -80,78 +84,140 @@ def option(
     high: float | None = None,
     choices: tuple[str, ...] = (),
     check: Callable[[Any], object] | None = None,
+    own: bool = False,
 ) -> Any:
     """One parameter: a dataclass field whose type is that of ``default``.
 
     ``check`` gets the value and raises ``ValueError`` with the reason if it cannot be used.
+    ``own``: each member of the group has one, too.
     """
-    record = _Option(description, change, low, high, choices, check)
+    record = _Option(description, change, low, high, choices, check, own)
     return dataclasses.field(default=default, metadata={"option": record})
 
 
 class ParameterSet(Generic[Values]):
     """Declares the fields of ``cls`` on ``node`` and keeps ``values`` up to date.
 
+    Args:
+        members: the names in the group, from the values; a change of them is a change of what is
+            declared.
+
     Raises:
         RefusedToStartError: an override given at start has a wrong type, range or value.
     """
 
-    def __init__(self, node: Node, cls: type[Values], phase: Callable[[], Phase]) -> None:
-        self._cls = cls
+    def __init__(
+        self,
+        node: Node,
+        cls: type[Values],
+        phase: Callable[[], Phase],
+        members: Callable[[Values], Sequence[str]] = lambda values: (),
+    ) -> None:
+        self._node = node
         self._phase = phase
+        self._members = members
         self._fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        refused = []
-        values = {}
-        for field in self._fields.values():
-            try:
-                values[field.name] = _declare(node, field)
-            except (ParameterException, ValueError) as error:
-                refused.append(f"parameter '{field.name}': {_reason(node, field, error)}")
-        if refused:
-            raise RefusedToStartError("; ".join(refused))
-        self.values: Values = cls(**values)
+        self._own = [f for f in self._fields.values() if f.metadata["option"].own]
+        self._values_of: dict[str, Values] = {}
+        self.values: Values = cls(**self._declare_all("", self._fields.values()))
+        self._meet_members()
         node.add_on_set_parameters_callback(self._refuse)
         node.add_post_set_parameters_callback(self._apply)
-        self._warn_of_unknown(node)
+        self._warn_of_unknown()
+
+    def of(self, member: str) -> Values:
+        """The values for one member of the group; the common ones for the name ""."""
+        return self._values_of[member] if member else self.values
+
+    def _declare_all(
+        self, prefix: str, fields: Iterable[dataclasses.Field], defaults: object = None
+    ) -> dict[str, Any]:
+        refused, values = [], {}
+        for field in fields:
+            name = prefix + field.name
+            default = field.default if defaults is None else getattr(defaults, field.name)
+            try:
+                values[field.name] = _declare(self._node, name, field, default)
+            except (ParameterException, ValueError) as error:
+                refused.append(f"parameter '{name}': {_reason(self._node, name, field, error)}")
+        if refused:
+            raise RefusedToStartError("; ".join(refused))
+        return values
+
+    def _meet_members(self) -> None:
+        """Declare the parameters of new members, forget those of members that are gone."""
+        present = self._members(self.values)
+        for member in set(self._values_of) - set(present):
+            del self._values_of[member]
+            for field in self._own:
+                self._node.undeclare_parameter(f"{member}.{field.name}")
+        for member in present:
+            if member not in self._values_of:
+                own = self._declare_all(f"{member}.", self._own, self.values)
+                self._values_of[member] = dataclasses.replace(self.values, **own)  # type: ignore[type-var]
 
     def _refuse(self, parameters: Sequence[Parameter]) -> SetParametersResult:
         """Validate only; nothing is applied before all parameters of the call were accepted."""
         for parameter in parameters:
-            field = self._fields.get(parameter.name)
+            field = self._fields.get(self._split(parameter.name)[1])
             if field is None:
                 continue
             change = field.metadata["option"].change
             if change is Change.UNCONFIGURED and self._phase() is not Phase.UNCONFIGURED:
                 return _refusal(
-                    f"'{field.name}' {change.value}, and the node is {self._phase().value}: "
+                    f"'{parameter.name}' {change.value}, and the node is {self._phase().value}: "
                     "deactivate and clean up first"
                 )
             try:
                 _check(field, _from_ros(field, parameter.value))
             except ValueError as error:
-                return _refusal(f"parameter '{field.name}': {error}")
+                return _refusal(f"parameter '{parameter.name}': {error}")
         return SetParametersResult(successful=True)
 
     def _apply(self, parameters: Sequence[Parameter]) -> None:
-        ours = {
-            p.name: _from_ros(self._fields[p.name], p.value)
-            for p in parameters
-            if p.name in self._fields
-        }
-        if ours:
-            self.values = dataclasses.replace(self.values, **ours)  # type: ignore[type-var]
+        """What was set for all is set for each member as well, then what was set for one."""
+        changes: dict[str, dict[str, Any]] = {}
+        for parameter in parameters:
+            member, name = self._split(parameter.name)
+            if name in self._fields:
+                value = _from_ros(self._fields[name], parameter.value)
+                changes.setdefault(member, {})[name] = value
+        common = changes.pop("", {})
+        if common:
+            self.values = dataclasses.replace(self.values, **common)  # type: ignore[type-var]
+            for member, values in self._values_of.items():
+                self._values_of[member] = dataclasses.replace(values, **common)  # type: ignore[type-var]
+            self._show(common, except_for=changes)
+        for member, own in changes.items():
+            self._values_of[member] = dataclasses.replace(self._values_of[member], **own)  # type: ignore[type-var]
+        if common:  # declaring parameters calls back, too
+            self._meet_members()
 
-    def _warn_of_unknown(self, node: Node) -> None:
+    def _show(self, common: dict[str, Any], except_for: dict[str, dict[str, Any]]) -> None:
+        """Let the members' own parameters say what holds for them now."""
+        for member in self._values_of:
+            for field in self._own:
+                if field.name in common and field.name not in except_for.get(member, {}):
+                    name, value = f"{member}.{field.name}", _to_ros(common[field.name])
+                    self._node.set_parameters([Parameter(name, value=value)])
+
+    def _split(self, name: str) -> tuple[str, str]:
+        """Member ("" for none) and field of a parameter's name."""
+        member, dot, own = name.partition(".")
+        return (member, own) if dot and member in self._values_of else ("", name)
+
+    def _warn_of_unknown(self) -> None:
         """A misspelt parameter would otherwise be accepted and ignored."""
-        for name in _overrides(node):
-            if node.has_parameter(name) or name.startswith(_FOREIGN):
+        own = [f"{member}.{field.name}" for member in self._values_of for field in self._own]
+        for name in _overrides(self._node):
+            if self._node.has_parameter(name) or name.startswith(_FOREIGN):
                 continue
-            near = difflib.get_close_matches(name, self._fields, n=1)
+            near = difflib.get_close_matches(name, [*self._fields, *own], n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
-            node.get_logger().warning(f"parameter '{name}' is not known and is ignored{hint}")
+            self._node.get_logger().warning(f"parameter '{name}' is not known and is ignored{hint}")
 
 
-def _declare(node: Node, field: dataclasses.Field) -> Any:
+def _declare(node: Node, name: str, field: dataclasses.Field, default: Any) -> Any:
     kind, record = type(field.default), field.metadata["option"]
     descriptor = ParameterDescriptor(
         type=_TYPES[kind],
@@ -165,10 +231,7 @@ def _declare(node: Node, field: dataclasses.Field) -> Any:
         descriptor.floating_point_range = [
             FloatingPointRange(from_value=float(record.low), to_value=float(record.high))
         ]
-    default: Any = field.default
-    if kind is tuple:
-        default = list(default) or [""]
-    parameter = node.declare_parameter(field.name, default, descriptor)
+    parameter = node.declare_parameter(name, _to_ros(default), descriptor)
     value = _from_ros(field, parameter.value)
     _check(field, value)
     return value
@@ -186,6 +249,11 @@ def _from_ros(field: dataclasses.Field, value: Any) -> Any:
     return value
 
 
+def _to_ros(value: Any) -> Any:
+    """The other way round."""
+    return (list(value) or [""]) if isinstance(value, tuple) else value
+
+
 def _check(field: dataclasses.Field, value: Any) -> None:
     record = field.metadata["option"]
     if type(value) is not type(field.default):
@@ -199,13 +267,13 @@ def _check(field: dataclasses.Field, value: Any) -> None:
         record.check(value)
 
 
-def _reason(node: Node, field: dataclasses.Field, error: Exception) -> str:
+def _reason(node: Node, name: str, field: dataclasses.Field, error: Exception) -> str:
     """Our own words instead of rclpy's for a wrong type or range."""
     if isinstance(error, ValueError):
         return str(error)
     record = field.metadata["option"]
     limits = f" between {record.low} and {record.high}" if record.low is not None else ""
-    given = _overrides(node).get(field.name)
+    given = _overrides(node).get(name)
     got = f", got {given.value!r}" if given is not None else f" ({error})"
     return f"must be {_TYPE_WORDS[type(field.default)]}{limits}{got}"
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lifecycle node ``omnistream_perception``: images in; depth, pose and features out.
 
-configure   loads the model, allocates the stream's memory and warms up, makes the publishers
+configure   loads the model, allocates the streams' memory and warms up, makes the publishers
 activate    subscribes and starts the thread that runs the model
-deactivate  unsubscribes, lets the frame in work finish, forgets the stream
+deactivate  unsubscribes, lets the frame in work finish, forgets the streams
 cleanup     gives the model and its device memory back
+
+One model serves any number of cameras, each with a stream, topics and statistics of its own.
 """
 
 from __future__ import annotations
@@ -12,35 +14,28 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from rclpy.utilities import get_rmw_implementation_identifier
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
-from omnistream_ros.model import KVCache, ModelError, OmniStream, load_model
 from omnistream_ros.msg import StreamStatus
+from omnistream_ros.nodes.camera import Camera, CameraSettings, camera_settings
 from omnistream_ros.nodes.diagnostics import Diagnostics, Report
 from omnistream_ros.nodes.frames import OdometryFrame, StaticTree
-from omnistream_ros.nodes.image_input import ImageInput, InputSettings
+from omnistream_ros.nodes.inbox import Inbox
 from omnistream_ros.nodes.lifecycle import ManagedNode, TransitionRefusedError
-from omnistream_ros.nodes.outputs import ModelFacts, OutputPublishers, OutputSettings
+from omnistream_ros.nodes.model_setup import choose_device, load_engine, make_streams
+from omnistream_ros.nodes.output_messages import ModelFacts
 from omnistream_ros.nodes.parameters import ParameterSet
 from omnistream_ros.nodes.perception_parameters import PerceptionParameters
-from omnistream_ros.nodes.point_clouds import CloudSettings
 from omnistream_ros.nodes.process import run
-from omnistream_ros.nodes.statistics import StreamStatistics
 from omnistream_ros.nodes.worker import StreamWorker
-from omnistream_ros.stream.device_memory import StreamMemoryError
-from omnistream_ros.stream.engines import Engine, EngineError, EngineMaker, StepShape
-from omnistream_ros.stream.frame import Frame
-from omnistream_ros.stream.preprocess import model_size
-from omnistream_ros.stream.result import Outputs
-from omnistream_ros.stream.session import StreamSession
+from omnistream_ros.stream.engines import Engine
+from omnistream_ros.stream.streams import Streams
 
 NODE_NAME = "omnistream_perception"
 
@@ -53,20 +48,24 @@ class PerceptionNode(ManagedNode):
         self._engine: Engine | None = None
         self._model: ModelFacts | None = None
         self._device = ""
-        self._session: StreamSession | None = None
-        self._outputs: OutputPublishers | None = None
+        self._streams: Streams | None = None
+        self._cameras: dict[str, Camera] = {}
+        self._pose_camera = ""
         self._tf_subscriptions: list = []
+        self._resets: list = []
         self._tree = StaticTree()
-        self._odometry: OdometryFrame | None = None
-        self._statistics: StreamStatistics | None = None
-        self._images: ImageInput | None = None
+        self._inbox: Inbox | None = None
         self._worker: StreamWorker | None = None
-        self._stalled = False
-        self._options = ParameterSet(self, PerceptionParameters, phase=lambda: self.phase)
-        self.create_service(Trigger, "~/reset", self._on_reset)
-        self._diagnostics = Diagnostics(
-            self, self.parameters.diagnostics_period, self._report, before=self._watch_for_silence
+        self._options = ParameterSet(
+            self,
+            PerceptionParameters,
+            phase=lambda: self.phase,
+            members=lambda values: values.cameras,
         )
+        self._diagnostics = Diagnostics(
+            self, self.parameters.diagnostics_period, self._reports, before=self._watch_for_silence
+        )
+        self.create_service(Trigger, "~/reset", self._reset_service(""))
         if self.parameters.autostart:
             # As the first callback: loading must not keep the process from answering signals.
             self.create_guard_condition(self._bring_itself_up).trigger()
@@ -80,84 +79,90 @@ class PerceptionNode(ManagedNode):
 
     def set_up(self) -> None:
         wish = self.parameters
-        self._device = _device(wish.device)
+        names = wish.camera_names
+        self._pose_camera = wish.pose_camera or names[0]
+        if self._pose_camera not in names:
+            raise TransitionRefusedError(
+                f"pose_camera '{self._pose_camera}' is none of the cameras "
+                f"({', '.join(wish.cameras) or 'which have no names'}). Correct it and configure "
+                "again"
+            )
+        self._device = choose_device(wish.device)
         if wish.threads:
             torch.set_num_threads(wish.threads)
-        try:
-            network, card = load_model(wish.model, device=self._device)
-        except ModelError as error:
-            raise TransitionRefusedError(
-                f"{error}. Set the parameter 'model' and configure again"
-            ) from error
-        self._engine = self._make_engine(network, card.sha256)
-        self._model = ModelFacts(
-            name=card.name,
-            sha256=card.sha256,
-            patch_size=network.config.patch_size,
-            layers=network.config.depth,
-            has_depth=network.depth_head is not None,
-            has_pose=network.camera_head is not None or network.matching_head is not None,
+        self._engine, self._model = load_engine(
+            wish, self._device, cameras=len(names), tell=self.get_logger().info
         )
-        self._session = self._warm_session()
+        self._streams = self._warm_streams()
         # Listening from here on: an active node should know the tree at its first image.
         latched = QoSProfile(depth=100, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
         self._tf_subscriptions = [
             self.create_subscription(TFMessage, "/tf_static", self._on_tf_static, latched),
             self.create_subscription(TFMessage, "/tf", self._on_tf, qos_profile_sensor_data),
         ]
-        self._outputs = OutputPublishers(self, self._model)
+        stream_id = wish.stream_id or self.get_fully_qualified_name()
+        for name in names:
+            self._cameras[name] = Camera(
+                self,
+                name,
+                f"{stream_id}/{name}" if name else stream_id,
+                self._model,
+                self._streams,
+                settings=self._settings_of(name),
+                on_tf=name == self._pose_camera,
+            )
+            if name:
+                reset = self.create_service(Trigger, f"~/{name}/reset", self._reset_service(name))
+                self._resets.append(reset)
+        together = f"{len(names)} cameras at once, " if self._streams.at_once > 1 else ""
+        cache_bytes = sum(map(self._streams.cache_bytes, names))
         self.get_logger().info(
             f"{self._model.name} ({self._model.sha256[:12]}) on {self._device}, engine "
-            f"{self._engine.name}, context of "
-            f"{self._session.context_capacity} frames ({wish.memory}) in "
-            f"{self._session.cache_bytes / 2**20:.1f} MiB"
+            f"{self._engine.name}, {together}context of "
+            f"{self._streams.context_capacity} frames ({wish.memory}) in "
+            f"{cache_bytes / 2**20:.1f} MiB"
         )
 
     def start(self) -> None:
-        assert self._model is not None
-        assert self._outputs is not None
-        assert self._session is not None
+        assert self._streams is not None
         wish = self.parameters
-        self._session.restart()
-        self._statistics = StreamStatistics()
-        self._stalled = False
-        self._odometry = OdometryFrame(wish.odom_frame, wish.base_frame, self._tree)
-        self._images = ImageInput(self, self._statistics, self._input_settings)
+        self._streams.restart()
+        self._inbox = Inbox(self._cameras)
+        for name, camera in self._cameras.items():
+            # Two estimates with origins and drifts of their own must not share a frame.
+            odom = wish.odom_frame if name == self._pose_camera else f"{wish.odom_frame}_{name}"
+            camera.start(self._inbox, OdometryFrame(odom, wish.base_frame, self._tree))
         self._worker = StreamWorker(
-            self._session,
-            self._images,
-            self._outputs,
-            self._odometry,
-            self._statistics,
-            self._model,
-            settings=self._output_settings,
-            rectified=wish.rectified,
-            stream_id=wish.stream_id or self.get_fully_qualified_name(),
-            on_fault=self.report_fault,
-            tell=self._tell,
+            self._streams, self._cameras.values(), self._inbox, on_fault=self.report_fault
         )
-        self._worker.publish_state(StreamStatus.WAITING)
-        self.get_logger().info(f"waiting for images on '{self._images.topic}'")
+        for camera in self._cameras.values():
+            camera.publish_state(StreamStatus.WAITING)
+            self.get_logger().info(f"waiting for images on '{camera.topic}'")
         self._advise_on_transport()
 
     def stop(self) -> None:
-        if self._images is not None:
-            self._images.close()
+        for camera in self._cameras.values():
+            camera.close_input()
+        if self._inbox is not None:
+            self._inbox.close()
         if self._worker is not None:
             self._worker.join()
-            state = StreamStatus.FAULT if self.faulted else StreamStatus.INACTIVE
-            self._worker.publish_state(state)
-        self._images = self._worker = self._odometry = self._statistics = None
+        for camera in self._cameras.values():
+            camera.stop(StreamStatus.FAULT if self.faulted else StreamStatus.INACTIVE)
+        self._inbox = self._worker = None
 
     def tear_down(self) -> None:
         self.stop()
         for subscription in self._tf_subscriptions:
             self.destroy_subscription(subscription)
-        self._tf_subscriptions = []
+        for service in self._resets:
+            self.destroy_service(service)
+        self._tf_subscriptions, self._resets = [], []
         self._tree = StaticTree()
-        if self._outputs is not None:
-            self._outputs.destroy()
-        self._outputs = self._session = self._engine = self._model = None
+        for camera in self._cameras.values():
+            camera.destroy()
+        self._cameras = {}
+        self._streams = self._engine = self._model = None
         # Modules refer to themselves in circles; without this their weights wait for a collection.
         gc.collect()
         if self._device.startswith("cuda"):
@@ -165,146 +170,83 @@ class PerceptionNode(ManagedNode):
 
     # --- callbacks ---
 
-    def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        if self._worker is None:
-            response.message = f"the node is {self.phase.value}: there is no stream to reset"
+    def _reset_service(self, camera: str) -> Callable[..., Trigger.Response]:
+        """The callback of a reset of one camera, or of all for the name ""."""
+
+        def reset(_: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+            if self._worker is None:
+                response.message = f"the node is {self.phase.value}: there is no stream to reset"
+                return response
+            for name in [camera] if camera else list(self._cameras):
+                self._cameras[name].request_reset()
+            response.success = True
+            response.message = "the next image begins a new epoch"
             return response
-        self._worker.request_reset()
-        response.success = True
-        response.message = "the next image begins a new epoch"
-        return response
+
+        return reset
 
     def _on_tf_static(self, message: TFMessage) -> None:
         for fault in self._tree.add(message):
             self.get_logger().warning(fault)
 
     def _on_tf(self, message: TFMessage) -> None:
-        if self._odometry is not None:
-            self._odometry.hear(message)
+        for camera in self._cameras.values():
+            camera.hear_tf(message)
 
     def _watch_for_silence(self) -> None:
-        """Say so while no image comes; the worker itself only wakes up for images."""
-        if self._worker is None or self._statistics is None or self._images is None:
-            return
-        idle_s = self._statistics.idle_s()
-        if self._statistics.counts()[1] == 0:
-            self._worker.publish_state(StreamStatus.WAITING)
-        elif idle_s > self.parameters.stall_timeout:
-            self._worker.publish_state(StreamStatus.STALLED)
-            if not self._stalled:
-                self.get_logger().warning(
-                    f"no usable image on '{self._images.topic}' for {idle_s:.1f} s "
-                    f"({self._images.publishers()} publishers)"
-                )
-            self._stalled = True
-        else:
-            self._stalled = False
+        for camera in self._cameras.values():
+            camera.watch_for_silence()
 
     # --- inner workings ---
 
     def _bring_itself_up(self) -> None:
         self.bring_up()
 
-    def _tell(self, text: str) -> None:
-        self.get_logger().info(text)
-
-    def _make_engine(self, network: OmniStream, sha256: str) -> Engine:
-        """What runs the model: chosen by parameter, checked against the model itself."""
-        wish, config = self.parameters, network.config
-        file = Path(wish.engine_file) if wish.engine_file else None
-        dtype = getattr(torch, wish.precision)
-        try:
-            size = model_size(
-                wish.image_height, wish.image_width, config.model_pixels, config.patch_size
-            )
-            policy = wish.policy
-            if wish.cache_megabytes:
-                grid = config.grid(*size)
-                policy = KVCache.fit(policy, wish.cache_megabytes, config, grid, dtype=dtype)
-            shape = StepShape(*size, policy)
-            maker = EngineMaker(network, sha256, shape, dtype, file, tell=self._tell)
-            return maker.make(wish.engine)
-        except (EngineError, ValueError) as error:
-            raise TransitionRefusedError(
-                f"{error}. Correct the parameters and configure again"
-            ) from error
-
-    def _warm_session(self) -> StreamSession:
-        """The stream of this node, after two frames with every output.
-
-        The first use of anything costs time and memory; what they allocated serves every stream
-        until cleanup.
-        """
+    def _warm_streams(self) -> Streams:
         assert self._engine is not None
         assert self._model is not None
         wish = self.parameters
-        everything = Outputs(
-            depth=self._model.has_depth, pose=self._model.has_pose, features=wish.feature_keys
-        )
-        pixels = np.zeros((wish.image_height, wish.image_width, 3), np.uint8)
-        try:
-            session = StreamSession(
-                self._engine.model,
-                engine=self._engine,
-                policy=wish.policy,
-                cache_megabytes=wish.cache_megabytes or None,
-                max_gap_s=wish.max_gap,
-                resolution=wish.resolution,
-                pose=None if wish.pose == "auto" else wish.pose,
-            )
-            for stamp_ns in (0, 1):
-                session.step(Frame(pixels, stamp_ns), everything)
-        except (ValueError, StreamMemoryError) as error:
-            raise TransitionRefusedError(
-                f"{error}. Correct the parameters and configure again"
-            ) from error
-        return session
+        own = {name: self._options.of(name) for name in wish.camera_names}
+        return make_streams(wish, self._engine, self._model, own)
 
-    def _input_settings(self) -> InputSettings:
-        wish = self.parameters
-        return InputSettings(
-            rectified=wish.rectified,
-            camera_info_timeout=wish.camera_info_timeout,
-            source_timeout=wish.source_timeout,
-        )
+    def _settings_of(self, camera: str) -> Callable[[], CameraSettings]:
+        """What a camera's frames depend on, made anew when a parameter has changed."""
+        made_of, made = None, None
 
-    def _output_settings(self) -> OutputSettings:
-        wish = self.parameters
-        return OutputSettings(
-            depth_encoding=wish.depth_encoding,
-            cloud=CloudSettings(
-                stride=wish.points_stride,
-                max_range=wish.points_max_range,
-                min_confidence=wish.points_min_confidence,
-                organized=wish.points_organized,
-            ),
-            publish_tf=wish.publish_tf,
-            odom_frame=wish.odom_frame,
-            path_length=wish.path_length,
-            features=wish.feature_keys,
-        )
+        def settings() -> CameraSettings:
+            nonlocal made_of, made
+            wish = self._options.of(camera)
+            if made is None or wish is not made_of:
+                made_of, made = wish, camera_settings(wish)
+            return made
 
-    def _report(self) -> Report | None:
-        if self._model is None:
-            return None
-        wish = self.parameters
-        images, worker, statistics = self._images, self._worker, self._statistics
-        session = self._session
+        return settings
+
+    def _reports(self) -> list[Report]:
+        if self._model is None or self._streams is None:
+            return []
+        return [self._report(camera) for camera in self._cameras.values()]
+
+    def _report(self, camera: Camera) -> Report:
+        assert self._model is not None
+        assert self._streams is not None
+        active = self._worker is not None
         return Report(
-            statistics=statistics.snapshot() if statistics else None,
-            image_topic=images.topic if images else "",
-            publishers=images.publishers() if images else 0,
+            camera=camera.name,
+            statistics=camera.statistics(),
+            image_topic=camera.topic,
+            publishers=camera.publishers(),
             model_name=self._model.name,
             weights_sha256=self._model.sha256,
             device=self._device,
             engine=self._engine.name if self._engine else "",
             engine_remark=self._engine.remark if self._engine else "",
-            metric=worker.place.metric if worker else None,
-            tracked=worker.place.tracked if worker else None,
-            context_frames=worker.place.context_frames if worker else 0,
-            context_capacity=session.context_capacity if session else 0,
-            cache_bytes=session.cache_bytes if session else 0,
-            stall_timeout=wish.stall_timeout,
+            metric=camera.place.metric if active else None,
+            tracked=camera.place.tracked if active else None,
+            context_frames=camera.place.context_frames if active else 0,
+            context_capacity=self._streams.context_capacity,
+            cache_bytes=self._streams.cache_bytes(camera.name),
+            stall_timeout=camera.stall_timeout,
         )
 
     def _advise_on_transport(self) -> None:
@@ -319,23 +261,6 @@ class PerceptionNode(ManagedNode):
                 f"way; export {name} as the path of this package's config/fastdds.xml, for "
                 "the publisher too"
             )
-
-
-def _device(name: str) -> str:
-    """The device for a parameter value.
-
-    Raises:
-        TransitionRefusedError: it does not exist here.
-    """
-    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return "cuda" if available else "cpu"
-    if name != "cpu" and int(name.partition(":")[2] or 0) >= available:
-        raise TransitionRefusedError(
-            f"device '{name}' does not exist: PyTorch sees {available} CUDA device(s). Set the "
-            "parameter 'device' to cpu or auto and configure again"
-        )
-    return name
 
 
 def main(args: Sequence[str] | None = None) -> int:

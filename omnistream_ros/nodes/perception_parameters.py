@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 
 from omnistream_ros.model.cache_policy import POLICIES, Policy, make_policy
-from omnistream_ros.nodes.outputs import DEPTH_ENCODINGS
+from omnistream_ros.nodes.output_messages import DEPTH_ENCODINGS
 from omnistream_ros.nodes.parameters import Change, option
 from omnistream_ros.stream.engines import ENGINES
 from omnistream_ros.stream.result import FeatureKey, FeatureKind
@@ -38,6 +39,18 @@ def _check_features(texts: tuple[str, ...]) -> None:
         raise ValueError("a feature is listed twice")
 
 
+def check_cameras(names: tuple[str, ...]) -> None:
+    """ValueError for names that cannot be parts of topics and parameters, or stand twice."""
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or "__" in name:
+            raise ValueError(
+                f"camera {name!r} must be letters, digits and single '_', a letter first: it "
+                "becomes part of topics and parameters"
+            )
+    if len(set(names)) < len(names):
+        raise ValueError("a camera is listed twice")
+
+
 def _check_device(text: str) -> None:
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", text):
         raise ValueError(f"must be auto, cpu, cuda or cuda:N, got {text!r}")
@@ -62,6 +75,26 @@ class PerceptionParameters:
     )
     diagnostics_period: float = option(
         1.0, "Seconds between messages on /diagnostics.", low=0.1, high=60.0, change=Change.NEVER
+    )
+
+    cameras: tuple[str, ...] = option(
+        (),
+        "Names of the cameras, each with topics NAME/image and ~/NAME/depth/image (and so on) and "
+        "parameters NAME.resolution (and so on); empty: one camera without a name.",
+        check=check_cameras,
+        change=_CONFIGURE,
+    )
+    pose_camera: str = option(
+        "",
+        "The one of several cameras whose pose is published on /tf; empty: the first.",
+        change=_CONFIGURE,
+    )
+    batching: str = option(
+        "auto",
+        "Whether several cameras share a step of the network: always, never, auto (where it is "
+        "faster).",
+        choices=("auto", "always", "never"),
+        change=_CONFIGURE,
     )
 
     model: str = option(
@@ -154,8 +187,8 @@ class PerceptionParameters:
     )
     cache_megabytes: float = option(
         0.0,
-        "Budget for the memory of the past, 10^6 bytes: the window is made as short as it wants; "
-        "0: as long as it says.",
+        "Budget for the memory of the past of all cameras, 10^6 bytes: the window is made as short "
+        "as it wants; 0: as long as it says.",
         low=0.0,
         high=1e6,
         change=_CONFIGURE,
@@ -172,6 +205,7 @@ class PerceptionParameters:
         "Size of the depth image: model (as computed) or source (as the camera image).",
         choices=("model", "source"),
         change=_CONFIGURE,
+        own=True,
     )
     pose: str = option(
         "auto",
@@ -186,10 +220,14 @@ class PerceptionParameters:
         'Feature tensors on ~/features, each LAYER:KIND or LAYER:KIND:normed; [""] for none.',
         check=_check_features,
         change=_CONFIGURE,
+        own=True,
     )
 
     stream_id: str = option(
-        "", "Name of the stream in messages; empty: the node's full name.", change=_CONFIGURE
+        "",
+        "Name of the stream in messages, with /NAME for each of several cameras; empty: the node's "
+        "full name.",
+        change=_CONFIGURE,
     )
     odom_frame: str = option(
         "odom",
@@ -207,6 +245,7 @@ class PerceptionParameters:
         False,
         "The images are undistorted (image_rect): camera_info's P holds instead of K and D.",
         change=_CONFIGURE,
+        own=True,
     )
 
     publish_tf: bool = option(
@@ -219,6 +258,7 @@ class PerceptionParameters:
         "Depth image: 32FC1 (metres, NaN unknown) or 16UC1 (millimetres, 0 unknown).",
         choices=DEPTH_ENCODINGS,
         change=Change.ANY_TIME,
+        own=True,
     )
     points_stride: int = option(
         1,
@@ -226,6 +266,7 @@ class PerceptionParameters:
         low=1,
         high=64,
         change=Change.ANY_TIME,
+        own=True,
     )
     points_max_range: float = option(
         100.0,
@@ -233,6 +274,7 @@ class PerceptionParameters:
         low=0.1,
         high=1000.0,
         change=Change.ANY_TIME,
+        own=True,
     )
     points_min_confidence: float = option(
         1.0,
@@ -240,11 +282,13 @@ class PerceptionParameters:
         low=1.0,
         high=1000000.0,
         change=Change.ANY_TIME,
+        own=True,
     )
     points_organized: bool = option(
         False,
         "Keep the shape of the image in ~/depth/points, NaN where a point is left out.",
         change=Change.ANY_TIME,
+        own=True,
     )
     path_length: int = option(
         1000,
@@ -252,6 +296,7 @@ class PerceptionParameters:
         low=1,
         high=100000,
         change=Change.ANY_TIME,
+        own=True,
     )
     camera_info_timeout: float = option(
         1.0,
@@ -259,6 +304,7 @@ class PerceptionParameters:
         low=0.0,
         high=60.0,
         change=Change.ANY_TIME,
+        own=True,
     )
     source_timeout: float = option(
         1.0,
@@ -267,6 +313,7 @@ class PerceptionParameters:
         low=0.0,
         high=60.0,
         change=Change.ANY_TIME,
+        own=True,
     )
     stall_timeout: float = option(
         3.0,
@@ -274,9 +321,15 @@ class PerceptionParameters:
         low=0.1,
         high=3600.0,
         change=Change.ANY_TIME,
+        own=True,
     )
 
     @property
+    def camera_names(self) -> tuple[str, ...]:
+        """``cameras``; the only one of a node without names is called ""."""
+        return self.cameras or ("",)
+
+    @functools.cached_property
     def feature_keys(self) -> tuple[FeatureKey, ...]:
         """``features``, parsed."""
         return tuple(parse_feature(text) for text in self.features)

@@ -244,8 +244,7 @@ class NodeStarter:
     ) -> None:
         for process in self._started:
             process.put_away()
-            if error is not None:
-                print(f"--- output of {process.pid} ---\n{process.log}")
+            print(f"--- output of {process.pid} ---\n{process.log}")  # shown where a test failed
 
 
 class User:

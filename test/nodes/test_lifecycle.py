@@ -255,11 +255,11 @@ def test_transition_that_raises_is_logged_and_recovers(user: User, start_node: N
 
 def broken_configure_main(arguments: list[str]) -> int:
     """The node whose first configure breaks after the model was loaded."""
-    warm_up: Callable = perception.PerceptionNode._warm_session
+    warm_up: Callable = perception.PerceptionNode._warm_streams
 
     def fail_once(self: perception.PerceptionNode) -> None:
-        perception.PerceptionNode._warm_session = warm_up
+        perception.PerceptionNode._warm_streams = warm_up
         raise KeyError("in the middle of set_up")
 
-    perception.PerceptionNode._warm_session = fail_once
+    perception.PerceptionNode._warm_streams = fail_once
     return perception.main(arguments)

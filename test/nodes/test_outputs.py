@@ -9,7 +9,7 @@ import torch
 from ros_processes import camera_info
 from std_msgs.msg import Header
 
-from omnistream_ros.nodes.outputs import SourceFacts, depth_camera_info, depth_image
+from omnistream_ros.nodes.output_messages import SourceFacts, depth_camera_info, depth_image
 from omnistream_ros.nodes.statistics import StreamStatistics
 from omnistream_ros.stream.frame import Intrinsics
 

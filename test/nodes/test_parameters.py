@@ -25,14 +25,17 @@ def test_commented_file_has_every_parameter_with_its_default() -> None:
     given = yaml.safe_load(text)["/**"]["ros__parameters"]
     assert list(given) != []
     defaults = {
-        name: list(field.default) if isinstance(field.default, tuple) else field.default
+        name: list(field.default) or [""] if isinstance(field.default, tuple) else field.default
         for name, field in FIELDS.items()
     }
     assert given == defaults
     for name, field in FIELDS.items():
         comment = re.search(rf"((?:    # .*\n)+)    {name}:", text)
         assert comment is not None, f"{name} has no comment"
-        assert f"[{MARKS[field.metadata['option'].change]}]" in comment[1], name
+        record = field.metadata["option"]
+        mark = f"[{MARKS[record.change]}]{' (each camera)' if record.own else ''}"
+        assert mark in comment[1], name
+        assert ("(each camera)" in comment[1]) == record.own, name
 
 
 def test_documentation_has_every_parameter_and_every_reason() -> None:
@@ -40,7 +43,8 @@ def test_documentation_has_every_parameter_and_every_reason() -> None:
     for name, field in FIELDS.items():
         row = re.search(rf"^\| `{name}` \| (.*?) \| (.*?) \|", text, re.MULTILINE)
         assert row is not None, f"{name} is not documented"
-        assert row[2] == MARKS[field.metadata["option"].change], name
+        record = field.metadata["option"]
+        assert row[2] == MARKS[record.change] + (", each" if record.own else ""), name
     for reason in Drop:
         assert f"| `{reason.value}` |" in text, f"{reason.value} is not documented"
 

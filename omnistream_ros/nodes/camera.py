@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One camera of the perception node: its topics, its numbers, and what becomes of its frames.
+
+Made at configure with its publishers; between activate and deactivate it has an input as well. The
+executor's thread starts, stops and asks it; the thread that runs the model hands it frames.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+from std_msgs.msg import Header
+from tf2_msgs.msg import TFMessage
+
+from omnistream_ros.msg import StreamStatus
+from omnistream_ros.nodes.distribution import message_to_rgb8
+from omnistream_ros.nodes.frames import OdometryFrame
+from omnistream_ros.nodes.image_input import ImageInput, InputSettings
+from omnistream_ros.nodes.inbox import Inbox, PendingImage
+from omnistream_ros.nodes.lifecycle import ManagedNode
+from omnistream_ros.nodes.output_messages import ModelFacts, SourceFacts
+from omnistream_ros.nodes.outputs import OutputPublishers, OutputSettings
+from omnistream_ros.nodes.perception_parameters import PerceptionParameters
+from omnistream_ros.nodes.point_clouds import CloudSettings
+from omnistream_ros.nodes.statistics import Snapshot, StreamStatistics
+from omnistream_ros.stream.frame import Frame
+from omnistream_ros.stream.result import Outputs, Pose, StreamResult
+from omnistream_ros.stream.streams import Streams
+
+_REPEAT_S = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class CameraSettings:
+    """The parameters of one camera, as they are for one frame."""
+
+    input: InputSettings
+    output: OutputSettings
+    stall_timeout: float
+
+
+def camera_settings(wish: PerceptionParameters) -> CameraSettings:
+    """The settings that parameters ask for."""
+    return CameraSettings(
+        input=InputSettings(
+            rectified=wish.rectified,
+            camera_info_timeout=wish.camera_info_timeout,
+            source_timeout=wish.source_timeout,
+        ),
+        output=OutputSettings(
+            depth_encoding=wish.depth_encoding,
+            cloud=CloudSettings(
+                stride=wish.points_stride,
+                max_range=wish.points_max_range,
+                min_confidence=wish.points_min_confidence,
+                organized=wish.points_organized,
+            ),
+            publish_tf=wish.publish_tf,
+            path_length=wish.path_length,
+            features=wish.feature_keys,
+        ),
+        stall_timeout=wish.stall_timeout,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamPlace:
+    """Where the stream stands after its newest frame."""
+
+    header: Header = dataclasses.field(default_factory=Header)
+    epoch: int = 0
+    frame_index: int = 0
+    epoch_reason: str = ""
+    context_frames: int = 0
+    metric: bool | None = None
+    tracked: bool | None = None  # None while no pose is wanted
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A frame on its way through the model, with what is needed to publish its result.
+
+    Attributes:
+        source: facts of the image.
+        receipt_s, begin_s, converted_s: monotonic times of receipt, of the first line of the work,
+            and of the pixels being there.
+    """
+
+    frame: Frame
+    source: SourceFacts
+    settings: CameraSettings
+    receipt_s: float
+    begin_s: float
+    converted_s: float
+
+
+class Camera:
+    """One camera of a configured node.
+
+    Args:
+        name: as in the parameter `cameras`; empty for the only one of a node without names, whose
+            topics are `image` and `~/depth/image`, not `NAME/image` and `~/NAME/depth/image`.
+        stream_id: its name in messages.
+        settings: asked once per frame, so that a frame never mixes old and new parameters.
+        on_tf: whether it may place frames on /tf; of several cameras one does.
+    """
+
+    def __init__(
+        self,
+        node: ManagedNode,
+        name: str,
+        stream_id: str,
+        model: ModelFacts,
+        streams: Streams,
+        settings: Callable[[], CameraSettings],
+        *,
+        on_tf: bool,
+    ) -> None:
+        self.name = name
+        self.stream_id = stream_id
+        self._node = node
+        self._model = model
+        self._streams = streams
+        self._settings = settings
+        self._publishers = OutputPublishers(
+            node, model, f"~/{name}/" if name else "~/", on_tf=on_tf
+        )
+        self._reset = threading.Event()
+        self._begin()
+
+    def _begin(self) -> None:
+        self.place = StreamPlace()
+        self._input: ImageInput | None = None
+        self._statistics = StreamStatistics()
+        self._odometry: OdometryFrame | None = None
+        self._lost_told_s = -_REPEAT_S
+        self._stalled = False
+        self._reset.clear()
+
+    # --- from the node ---
+
+    def start(self, inbox: Inbox, odometry: OdometryFrame) -> None:
+        """Subscribe; everything about the stream before is forgotten."""
+        self._begin()
+        self._odometry = odometry
+        self._publishers.restart()
+        prefix = f"{self.name}/" if self.name else ""
+        self._input = ImageInput(
+            self._node,
+            self.name,
+            (f"{prefix}image", f"{prefix}camera_info"),
+            inbox,
+            self._statistics,
+            lambda: self._settings().input,
+        )
+
+    def close_input(self) -> None:
+        """Stop receiving."""
+        if self._input is not None:
+            self._input.close()
+
+    def stop(self, state: int) -> None:
+        """The stream has ended, in this state of StreamStatus; no frame is in work any more."""
+        if self._input is not None:
+            self.publish_state(state)
+        self._input = None
+
+    def destroy(self) -> None:
+        """Take the publishers off the node."""
+        self._publishers.destroy()
+
+    def request_reset(self) -> None:
+        """Let the next image begin a new epoch. Any thread."""
+        self._reset.set()
+
+    def hear_tf(self, message: TFMessage) -> None:
+        """A message of /tf came: who else places which frame?"""
+        if self._odometry is not None:
+            self._odometry.hear(message)
+
+    @property
+    def topic(self) -> str:
+        """Name of the image topic after remapping; empty while not active."""
+        return self._input.topic if self._input is not None else ""
+
+    def publishers(self) -> int:
+        """Publishers on the image topic now."""
+        return self._input.publishers() if self._input is not None else 0
+
+    def statistics(self) -> Snapshot | None:
+        """Counts, rates and times of the stream; None while not active."""
+        return self._statistics.snapshot() if self._input is not None else None
+
+    @property
+    def stall_timeout(self) -> float:
+        """The parameter of that name."""
+        return self._settings().stall_timeout
+
+    def watch_for_silence(self) -> None:
+        """Say so while no image comes; frames tell of themselves."""
+        if self._input is None:
+            return
+        idle_s = self._statistics.idle_s()
+        if self._statistics.counts()[1] == 0:
+            self.publish_state(StreamStatus.WAITING)
+        elif idle_s > self.stall_timeout:
+            self.publish_state(StreamStatus.STALLED)
+            if not self._stalled:
+                self._node.get_logger().warning(
+                    f"no usable image on '{self._input.topic}' for {idle_s:.1f} s "
+                    f"({self._input.publishers()} publishers)"
+                )
+            self._stalled = True
+        else:
+            self._stalled = False
+
+    def publish_state(self, state: int) -> None:
+        """Publish a StreamStatus that belongs to no frame."""
+        self._publishers.status.publish(self._status(state, {}, 0.0))
+
+    # --- from the thread that runs the model ---
+
+    def patience(self, image: PendingImage) -> float:
+        """Seconds that an image should still wait for its camera_info."""
+        return self._input.patience(image.message) if self._input is not None else 0.0
+
+    def open(self, image: PendingImage) -> Work:
+        """The frame of an image that was taken from the inbox."""
+        begin = time.monotonic()
+        assert self._input is not None
+        settings = self._settings()
+        if self._reset.is_set():
+            self._reset.clear()
+            self._streams.reset(self.name)
+        info, intrinsics = self._input.calibration(image.message)
+        pixels: np.ndarray = message_to_rgb8(image.message)  # (H, W, 3) uint8
+        converted = time.monotonic()
+        source = SourceFacts(
+            header=image.message.header,
+            pixels=pixels,
+            camera_info=info,
+            rectified=settings.input.rectified,
+            stream_id=self.stream_id,
+            dropped_since_last=self._statistics.dropped_since_last(),
+        )
+        frame = Frame(pixels, image.stamp_ns, intrinsics)
+        return Work(frame, source, settings, image.receipt_s, begin, converted)
+
+    def wanted(self, work: Work) -> Outputs:
+        """What somebody wants from a frame."""
+        return self._publishers.wanted(work.settings.output)
+
+    def finish(self, work: Work, result: StreamResult) -> None:
+        """Publish the result of a frame, and what it took."""
+        stepped = time.monotonic()
+        assert self._odometry is not None
+        self._remember(work.source.header, result)
+        self._publishers.publish(result, work.source, work.settings.output, self._odometry)
+        end = time.monotonic()
+        timings = {
+            "wait": work.begin_s - work.receipt_s,
+            "convert": work.converted_s - work.begin_s,
+            **result.timings,
+            "publish": end - stepped,
+        }
+        timings_ms = {stage: 1e3 * seconds for stage, seconds in timings.items()}
+        latency_ms = 1e3 * (end - work.receipt_s)
+        self._statistics.image_processed({**timings_ms, "latency": latency_ms})
+        self._publishers.status.publish(
+            self._status(StreamStatus.STREAMING, timings_ms, latency_ms)
+        )
+
+    def _remember(self, header: Header, result: StreamResult) -> None:
+        reason = self.place.epoch_reason
+        if result.epoch_reason is not None:
+            reason = result.epoch_reason.value
+            self._tell(f"epoch {result.epoch} begins ({reason.replace('_', ' ')})")
+        self.place = StreamPlace(
+            header=header,
+            epoch=result.epoch,
+            frame_index=result.frame_index,
+            epoch_reason=reason,
+            context_frames=result.context_frames,
+            metric=result.metric,
+            tracked=self._tracked(result.pose),
+        )
+
+    def _tracked(self, pose: Pose | None) -> bool | None:
+        """Whether the camera's motion could be followed; says so when not, but not all the time."""
+        if pose is None or pose.tracked:
+            return None if pose is None else True
+        now = time.monotonic()
+        if self.place.tracked and now - self._lost_told_s > _REPEAT_S:
+            self._lost_told_s = now
+            self._tell(
+                "the camera's motion cannot be followed (no texture, blur, or something in front "
+                "of the lens): the pose is a guess until it can"
+            )
+        return False
+
+    def _tell(self, text: str) -> None:
+        whose = f"{self.name}: " if self.name else ""
+        self._node.get_logger().info(whose + text)
+
+    def _status(self, state: int, timings_ms: dict[str, float], latency_ms: float) -> StreamStatus:
+        place = self.place
+        received, processed, drops = self._statistics.counts()
+        return StreamStatus(
+            header=place.header,
+            stream_id=self.stream_id,
+            state=state,
+            epoch=place.epoch,
+            frame_index=place.frame_index,
+            epoch_reason=place.epoch_reason,
+            context_frames=place.context_frames,
+            context_capacity=self._streams.context_capacity,
+            cache_bytes=self._streams.cache_bytes(self.name),
+            frames_received=received,
+            frames_processed=processed,
+            drop_reasons=list(drops),
+            drop_counts=list(drops.values()),
+            stage_names=list(timings_ms),
+            stage_ms=list(timings_ms.values()),
+            latency_ms=latency_ms,
+            metric=bool(place.metric),
+            model_name=self._model.name,
+            weights_sha256=self._model.sha256,
+        )
