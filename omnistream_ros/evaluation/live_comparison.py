@@ -53,8 +53,8 @@ class LiveMeasures:
         return (
             f"{self.processed} of {self.played} frames at {self.rate_hz:.1f} Hz (played at "
             f"{self.played_hz:.1f} Hz); receipt to last output {self.latency_median_ms:.0f} ms "
-            f"median, {self.latency_p95_ms:.0f} ms p95; largest difference from a replay of these "
-            f"frames: depth {self.depth_difference:.1e}, position {self.position_difference_m:.1e} m"
+            f"median, {self.latency_p95_ms:.0f} ms p95; largest difference from a replay: "
+            f"depth {self.depth_difference:.1e}, position {self.position_difference_m:.1e} m"
         )
 
 
