@@ -59,6 +59,7 @@ def load_engine(
         raise TransitionRefusedError(
             f"{error}. Set the parameter 'model' and configure again"
         ) from error
+    engine = make_engine(wish, network, card.sha256, cameras, tell)
     facts = ModelFacts(
         name=card.name,
         sha256=card.sha256,
@@ -67,7 +68,7 @@ def load_engine(
         has_depth=network.depth_head is not None,
         has_pose=network.camera_head is not None or network.matching_head is not None,
     )
-    return make_engine(wish, network, card.sha256, cameras, tell), facts
+    return engine, facts
 
 
 def make_streams(
