@@ -18,8 +18,9 @@ from omnistream_ros.stream.geometry import matrix_to_quaternion
 
 _HISTORY = 300  # frames in the latency plot
 _IMAGE_WIDTH = 480  # pixels of pictures sent to the browser
-_PATH_COLOUR = (30, 120, 220)
-_INK, _SHADE = "#1e78dc", "#9aa4ad"
+_PATH_COLOUR = (255, 176, 32)
+_GRID = (72, 76, 84)
+_INK, _SHADE = "#ffb020", "#7f8ea3"
 
 
 class ViewPage:
@@ -34,21 +35,31 @@ class ViewPage:
         self._server = viser.ViserServer(host="127.0.0.1", port=port, label=title, verbose=False)
         scene, gui = self._server.scene, self._server.gui
         gui.configure_theme(
-            control_width="large",
+            control_width="medium",
+            dark_mode=True,  # pale walls and floors disappear on white
             show_logo=False,
             show_share_button=False,  # it would open a tunnel through somebody else's server
         )
         gui.main_panel.dock_right()
         gui.set_panel_label(title)
         scene.set_up_direction("+z")
-        scene.add_grid("/floor", width=10, height=10, cell_size=0.5, section_size=1.0)
-        self._server.initial_camera.position = (-2.5, -1.5, 2.0)
-        self._server.initial_camera.look_at = (1.0, 0.0, 0.0)
+        scene.add_grid(
+            "/floor",
+            width=10,
+            height=10,
+            cell_size=0.5,
+            section_size=1.0,
+            cell_color=_GRID,
+            section_color=_GRID,
+            plane_opacity=0.0,
+        )
+        self._server.initial_camera.position = (-1.8, -1.2, 1.3)
+        self._server.initial_camera.look_at = (1.5, -0.5, -0.3)
         self._state = gui.add_markdown("Waiting for the node.")
-        nothing = np.full((3, 4, 3), 230, np.uint8)
+        nothing = np.full((360, 480, 3), 60, np.uint8)
         self._image = gui.add_image(nothing, label="camera", format="jpeg")
         self._depth = gui.add_image(nothing, label="depth: red 0.3 m, blue 10 m", format="jpeg")
-        self._point_size = gui.add_slider("point size (cm)", 0.2, 5.0, 0.1, 1.0)
+        self._point_size = gui.add_slider("point size (cm)", 0.2, 5.0, 0.1, 1.2)
         self._latency: collections.deque[tuple[float, float]] = collections.deque(maxlen=_HISTORY)
         self._plot = gui.add_uplot(
             self._plot_data(),
@@ -59,7 +70,7 @@ class ViewPage:
             ),
             title="latency",
             scales={"x": viser.uplot.Scale(time=False)},
-            aspect=2.0,
+            aspect=2.4,
         )
         self._frustum: viser.CameraFrustumHandle | None = None
         self._points: viser.PointCloudHandle | None = None
