@@ -22,7 +22,7 @@ class Needs:
     """What a policy reads.
 
     Attributes:
-        features: tensors by stream and key.
+        features: tensors by stream and key; an empty shape takes any.
         model_sha256: weights that they must come from; empty: any.
         images: names of the camera images that it reads.
         joints: names in the order of `Observation.joints`.
@@ -91,6 +91,10 @@ class Policy(Protocol):
         """The world has begun anew: a new epoch, another instruction. Forget the past."""
         ...
 
+    def cancel(self) -> None:
+        """End a call of :meth:`act` that runs in another thread, as soon as may be."""
+        ...
+
     def close(self) -> None:
-        """Give everything back; ends a call of :meth:`act` that waits in another thread."""
+        """Give everything back."""
         ...

@@ -37,6 +37,19 @@ _DIMENSIONS = {"patch": 3, "register": 2, "cls": 1, "camera": 1}
 _KEY = re.compile(rf"(\d{{1,3}}):({'|'.join(_DIMENSIONS)})(:normed)?")
 
 
+def check_feature_key(text: str) -> None:
+    """Refuse a text that names no feature.
+
+    Raises:
+        ValueError: with the right form.
+    """
+    if _KEY.fullmatch(text) is None:
+        raise ValueError(
+            f"feature key {text!r} must be LAYER:KIND or LAYER:KIND:normed, LAYER a block from 0 "
+            f"and KIND one of {', '.join(_DIMENSIONS)}"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class FeatureInput:
     """One feature tensor that a policy reads.
@@ -70,18 +83,16 @@ class FeatureInput:
 
     def faults(self) -> list[str]:
         """What is wrong with it."""
-        match = _KEY.fullmatch(self.key)
-        if match is None:
-            kinds = ", ".join(_DIMENSIONS)
-            return [
-                f"feature key {self.key!r} must be LAYER:KIND or LAYER:KIND:normed, LAYER a block "
-                f"from 0 and KIND one of {kinds}"
-            ]
+        try:
+            check_feature_key(self.key)
+        except ValueError as error:
+            return [str(error)]
         faults = [] if self.stream else [f"feature {self.key!r} names no stream"]
-        if len(self.shape) != _DIMENSIONS[match[2]] or min(self.shape) < 1:
+        dimensions = _DIMENSIONS[self.kind]
+        if len(self.shape) != dimensions or min(self.shape) < 1:
             faults.append(
-                f"feature {self.key!r}: shape {list(self.shape)} must be {_DIMENSIONS[match[2]]} "
-                "positive sizes"
+                f"feature {self.key!r}: shape {list(self.shape)} must be {dimensions} positive "
+                "sizes"
             )
         return faults
 

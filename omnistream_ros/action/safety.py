@@ -48,6 +48,7 @@ class Drop(str, enum.Enum):
     OTHER_SHAPE = "other_shape"
     OTHER_STREAM = "other_stream"
     FEATURES_NOT_FINITE = "features_not_finite"
+    OTHER_FEATURE = "other_feature"
     FRAME_INCOMPLETE = "frame_incomplete"
     FEATURES_OLD = "features_old"
     FEATURES_FUTURE = "features_from_the_future"

@@ -53,6 +53,9 @@ class ScriptedPolicy:
         self._calls = 0
         self._centre = None
 
+    def cancel(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

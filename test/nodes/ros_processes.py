@@ -39,7 +39,7 @@ from omnistream_ros.nodes import perception
 from omnistream_ros.nodes.distribution import byte_array
 
 NODE = "/omnistream_perception"
-PATIENCE_S = 60.0  # met only by failures, on the slowest machine
+PATIENCE_S = 15.0  # met only by failures, on the slowest machine
 TRANSITIONS = {
     "configure": Transition.TRANSITION_CONFIGURE,
     "activate": Transition.TRANSITION_ACTIVATE,
@@ -100,7 +100,7 @@ class _Fork:
 
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["omnistream_ros.nodes.perception"])
+_FORKS.set_forkserver_preload(["omnistream_ros.nodes.perception", "omnistream_ros.nodes.action"])
 
 
 def _run_forked(
@@ -311,10 +311,10 @@ class User:
         self.node.create_subscription(kind, topic, messages.append, qos)
         return messages
 
-    def camera(self, topic: str = "/image") -> Callable[..., Image]:
+    def camera(self, topic: str = "/image", kind: type = Image) -> Callable[..., Image]:
         """An image publisher that the node has found; call it to send one picture."""
         if topic not in self._cameras:
-            self._cameras[topic] = self.node.create_publisher(Image, topic, 10)
+            self._cameras[topic] = self.node.create_publisher(kind, topic, 10)
         publisher = self._cameras[topic]
         self.wait_until(lambda: publisher.get_subscription_count() > 0, f"subscriber of {topic}")
 

@@ -45,7 +45,7 @@ def test_imports_point_down(file: Path) -> None:
         other = rest.partition(".")[0]
         if package != PACKAGE.name or not other or other == mine:
             continue
-        if other == "msg":
+        if other in ("msg", "srv"):
             assert mine == "nodes", f"{name}: message packages belong to nodes/"
         else:
             assert _floor(other) < _floor(mine), f"{mine} must not import {name}"
@@ -69,7 +69,8 @@ class NoRos:
     def find_spec(self, name, path=None, target=None):
         top = name.partition(".")[0]
         if top in ("rclpy", "ament_index_python", "launch", "tf2_ros", "cv_bridge") or \\
-                top.endswith(("_msgs", "_srvs", "_interfaces")) or name == "omnistream_ros.msg":
+                top.endswith(("_msgs", "_srvs", "_interfaces")) or \\
+                name in ("omnistream_ros.msg", "omnistream_ros.srv"):
             raise ModuleNotFoundError(f"ROS asked for: {{name}}", name=name)
 
 sys.meta_path.insert(0, NoRos())

