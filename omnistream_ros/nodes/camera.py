@@ -12,13 +12,12 @@ import threading
 import time
 from collections.abc import Callable
 
-import numpy as np
 from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
 from omnistream_ros.msg import StreamStatus
-from omnistream_ros.nodes.distribution import message_to_rgb8
 from omnistream_ros.nodes.frames import OdometryFrame
+from omnistream_ros.nodes.image_checks import BadImageError
 from omnistream_ros.nodes.image_input import ImageInput, InputSettings
 from omnistream_ros.nodes.inbox import Inbox, PendingImage
 from omnistream_ros.nodes.lifecycle import ManagedNode
@@ -32,6 +31,7 @@ from omnistream_ros.stream.result import Outputs, Pose, StreamResult
 from omnistream_ros.stream.streams import Streams
 
 _REPEAT_S = 5.0
+_LOOK_AGAIN_S = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,11 @@ def camera_settings(wish: PerceptionParameters) -> CameraSettings:
     """The settings that parameters ask for."""
     return CameraSettings(
         input=InputSettings(
+            transport=wish.input_transport,
+            qos=wish.image_qos,
             rectified=wish.rectified,
+            rectify=wish.rectify,
+            stamps=wish.stamps,
             camera_info_timeout=wish.camera_info_timeout,
             source_timeout=wish.source_timeout,
         ),
@@ -138,7 +142,8 @@ class Camera:
         self._statistics = StreamStatistics()
         self._odometry: OdometryFrame | None = None
         self._lost_told_s = -_REPEAT_S
-        self._stalled = False
+        self.silence = ""  # why no usable image comes, in words, while none does
+        self._explained_s = 0.0
         self._reset.clear()
 
     # --- from the node ---
@@ -205,18 +210,31 @@ class Camera:
         if self._input is None:
             return
         idle_s = self._statistics.idle_s()
+        silent = idle_s > self.stall_timeout
         if self._statistics.counts()[1] == 0:
             self.publish_state(StreamStatus.WAITING)
-        elif idle_s > self.stall_timeout:
+        elif silent:
             self.publish_state(StreamStatus.STALLED)
-            if not self._stalled:
-                self._node.get_logger().warning(
-                    f"no usable image on '{self._input.topic}' for {idle_s:.1f} s "
-                    f"({self._input.publishers()} publishers)"
-                )
-            self._stalled = True
+        if silent:
+            self._explain(self._input, idle_s)
         else:
-            self._stalled = False
+            self.silence = ""
+
+    def _explain(self, images: ImageInput, idle_s: float) -> None:
+        """Say why no usable image comes; again when the reason changes."""
+        now = time.monotonic()
+        if now - self._explained_s < _LOOK_AGAIN_S:
+            return  # looking through a large graph takes its time
+        self._explained_s = now
+        if self._statistics.silent_s() > self.stall_timeout:
+            why = images.explain_silence()
+        else:
+            why = "images arrive and none can be used: the reasons are in the log and in ~/status"
+        if why != self.silence:
+            self.silence = why
+            self._node.get_logger().warning(
+                f"no usable image on '{images.topic}' for {idle_s:.1f} s: {why}"
+            )
 
     def publish_state(self, state: int) -> None:
         """Publish a StreamStatus that belongs to no frame."""
@@ -226,28 +244,33 @@ class Camera:
 
     def patience(self, image: PendingImage) -> float:
         """Seconds that an image should still wait for its camera_info."""
-        return self._input.patience(image.message) if self._input is not None else 0.0
+        return self._input.patience(image) if self._input is not None else 0.0
 
-    def open(self, image: PendingImage) -> Work:
-        """The frame of an image that was taken from the inbox."""
+    def open(self, image: PendingImage) -> Work | None:
+        """The frame of an image that was taken from the inbox; None when it cannot be read."""
         begin = time.monotonic()
         assert self._input is not None
         settings = self._settings()
         if self._reset.is_set():
             self._reset.clear()
             self._streams.reset(self.name)
-        info, intrinsics = self._input.calibration(image.message)
-        pixels: np.ndarray = message_to_rgb8(image.message)  # (H, W, 3) uint8
+        try:
+            pixels = self._input.transport.pixels(image.message)  # (H, W, 3) uint8
+        except BadImageError as error:
+            self._input.refuse(error)
+            return None
+        lens = self._input.lens_of(image)
         converted = time.monotonic()
         source = SourceFacts(
             header=image.message.header,
             pixels=pixels,
-            camera_info=info,
-            rectified=settings.input.rectified,
+            camera_info=lens.info,
+            rectified=settings.input.rectified or lens.undistorter is not None,
+            lens=lens.undistorter,
             stream_id=self.stream_id,
             dropped_since_last=self._statistics.dropped_since_last(),
         )
-        frame = Frame(pixels, image.stamp_ns, intrinsics)
+        frame = Frame(pixels, image.stamp_ns, lens.intrinsics, lens.undistorter)
         return Work(frame, source, settings, image.receipt_s, begin, converted)
 
     def wanted(self, work: Work) -> Outputs:

@@ -32,6 +32,7 @@ class Report:
     statistics: Snapshot | None
     image_topic: str
     publishers: int
+    silence: str
     model_name: str
     weights_sha256: str
     device: str
@@ -113,7 +114,9 @@ class Diagnostics:
         fresh = {reason: n for reason, n in fresh.items() if n > 0}
         self._bad_before[report.camera] = bad
         if now.received == 0:
-            if report.publishers == 0:
+            if report.silence:
+                text = f"no image on '{report.image_topic}': {report.silence}"
+            elif report.publishers == 0:
                 text = f"no publisher on '{report.image_topic}'"
             else:
                 text = (
@@ -125,7 +128,8 @@ class Diagnostics:
             listed = ", ".join(f"{n} {reason}" for reason, n in fresh.items())
             return DiagnosticStatus.WARN, f"images not usable: {listed}"
         if now.idle_s > report.stall_timeout:
-            return DiagnosticStatus.WARN, f"no usable image for {now.idle_s:.0f} s"
+            why = f": {report.silence}" if report.silence else ""
+            return DiagnosticStatus.WARN, f"no usable image for {now.idle_s:.0f} s{why}"
         if report.tracked is False:
             text = f"{now.output_hz:.1f} Hz, but the camera's motion cannot be followed"
             return DiagnosticStatus.WARN, text

@@ -10,14 +10,15 @@ from __future__ import annotations
 import dataclasses
 import enum
 
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CompressedImage, Image
 
-from omnistream_ros.stream.calibration import calibration_of
-from omnistream_ros.stream.frame import Intrinsics
+from omnistream_ros.stream.compressed_images import encoded_size
 from omnistream_ros.stream.image_encodings import ImageError, check_colour
 from omnistream_ros.stream.preprocess import MAX_ASPECT
 
 _DEPTH_ENCODINGS = ("16UC1", "32FC1")
+# A few bytes of a compressed image can claim to be gigabytes of pixels; no camera has more.
+_MOST_PIXELS = 2**26
 
 
 class Drop(str, enum.Enum):
@@ -29,7 +30,9 @@ class Drop(str, enum.Enum):
     UNSUPPORTED_SIZE = "unsupported_size"
     WRONG_STEP = "wrong_step"
     SHORT_DATA = "short_data"
+    BROKEN_DATA = "broken_data"
     OTHER_SOURCE = "other_source"
+    NO_STAMP = "no_stamp"
     STAMP_REPEATED = "stamp_repeated"
     STAMP_BACKWARDS = "stamp_backwards"
     DEACTIVATED = "deactivated"
@@ -43,8 +46,11 @@ class BadImageError(ValueError):
         self.reason = reason
 
 
-def check_image(message: Image) -> None:
+def check_image(message: Image) -> tuple[int, int]:
     """Check that the pixels described by the message are there.
+
+    Returns:
+        Width and height.
 
     Raises:
         BadImageError: with the first fault found.
@@ -60,6 +66,43 @@ def check_image(message: Image) -> None:
         check_colour(message.encoding, height, width, message.step, len(message.data))
     except ImageError as error:
         raise BadImageError(Drop(error.fault.value), str(error)) from None
+    _check_shape(width, height)
+    return width, height
+
+
+def check_compressed(message: CompressedImage) -> tuple[int, int]:
+    """Check that a compressed image can be decoded into a sensible amount of memory.
+
+    Returns:
+        Width and height.
+
+    Raises:
+        BadImageError: with the first fault found.
+    """
+    if "compressedDepth" in message.format:
+        raise BadImageError(
+            Drop.UNSUPPORTED_ENCODING,
+            f"compressed image of format '{message.format}' is a depth image; remap `image` to the "
+            "colour topic",
+        )
+    try:
+        width, height = encoded_size(message.data)
+    except ImageError as error:
+        raise BadImageError(Drop(error.fault.value), str(error)) from None
+    if width == 0 or height == 0:
+        raise BadImageError(
+            Drop.EMPTY_IMAGE, f"compressed image of {width}x{height} pixels: check the publisher"
+        )
+    if width * height > _MOST_PIXELS:
+        raise BadImageError(
+            Drop.UNSUPPORTED_SIZE,
+            f"compressed image claims {width}x{height} pixels; at most {_MOST_PIXELS} are decoded",
+        )
+    _check_shape(width, height)
+    return width, height
+
+
+def _check_shape(width: int, height: int) -> None:
     if max(height, width) > MAX_ASPECT * min(height, width):
         raise BadImageError(
             Drop.UNSUPPORTED_SIZE,
@@ -68,17 +111,18 @@ def check_image(message: Image) -> None:
         )
 
 
-def intrinsics_of(info: CameraInfo, *, rectified: bool) -> Intrinsics | None:
-    """The pinhole camera of the image that comes with a camera_info, see `calibration_of`.
-
-    Returns:
-        None when the camera says that it is not calibrated (first element zero).
+def check_stamp(stamp_ns: int) -> None:
+    """Refuse the stamp of a driver that sets none.
 
     Raises:
-        CalibrationError: the camera_info cannot be used.
+        BadImageError: it is zero.
     """
-    calibration = calibration_of(info, rectified=rectified)
-    return None if calibration is None else calibration.intrinsics
+    if stamp_ns == 0:
+        raise BadImageError(
+            Drop.NO_STAMP,
+            "image without a stamp (header.stamp is zero): the driver must set it to the time of "
+            "exposure; until it does, set the parameter 'stamps' to receipt",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,31 +10,40 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import Any
 
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
-from rclpy.qos import qos_policy_name_from_kind, qos_profile_sensor_data
+from rclpy.qos import (
+    QoSProfile,
+    QoSReliabilityPolicy,
+    qos_policy_name_from_kind,
+    qos_profile_sensor_data,
+)
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo
 
 from omnistream_ros.nodes.image_checks import (
     BadImageError,
     Drop,
     Source,
     SourceGate,
-    check_image,
-    intrinsics_of,
+    check_stamp,
 )
 from omnistream_ros.nodes.inbox import Inbox, PendingImage
+from omnistream_ros.nodes.lenses import Lens, Lenses
+from omnistream_ros.nodes.silence import explain_silence
 from omnistream_ros.nodes.statistics import StreamStatistics
+from omnistream_ros.nodes.transports import TRANSPORTS
 from omnistream_ros.stream.calibration import CalibrationError
-from omnistream_ros.stream.frame import Intrinsics
 
 # A message about the same kind of fault comes at most this often; the counts never miss one.
 _REPEAT_S = 5.0
-# Cameras of different image size remembered at a time; two publishers on one topic are a mistake.
-_MAX_CAMERAS = 8
+QOS_PROFILES = {
+    "sensor_data": qos_profile_sensor_data,
+    "reliable": QoSProfile(depth=5, reliability=QoSReliabilityPolicy.RELIABLE),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +51,19 @@ class InputSettings:
     """The parameters that the input depends on, as they are for one image.
 
     Attributes:
+        transport, qos: names of a `Transport` and of a profile; for the life of the input.
         rectified: the images are undistorted.
+        rectify: undistort them if not.
+        stamps: "header", or "receipt" for drivers that set none.
         camera_info_timeout: seconds that the first image waits for its camera_info.
         source_timeout: seconds of silence after which another camera may take the topic over.
     """
 
+    transport: str
+    qos: str
     rectified: bool
+    rectify: bool
+    stamps: str
     camera_info_timeout: float
     source_timeout: float
 
@@ -76,20 +92,26 @@ class ImageInput:
         self._settings = settings
         self._gate = SourceGate()
         self._said: dict[str, float] = {}
-        # By image size. Written by the executor's thread, one assignment each; read by both.
-        self._calibrations: dict[tuple[int, int], tuple[CameraInfo, Intrinsics | None]] = {}
+        wish = settings()
+        self.transport = TRANSPORTS[wish.transport]
+        self._lenses = Lenses(rectified=wish.rectified, rectify=wish.rectify)
         self._info_topic = node.resolve_topic_name(topics[1])
         self._waiting_since_s: float | None = None
         self._patient = True
         self._subscriptions: list[Subscription] = []
         try:
-            self._subscribe(Image, topics[0], self._on_image)
-            self._subscribe(CameraInfo, topics[1], self._on_camera_info)
+            # A suffix belongs to what the name is remapped to, as in image_transport.
+            image = node.resolve_topic_name(topics[0]) + self.transport.suffix
+            profile = QOS_PROFILES[wish.qos]
+            self._subscribe(self.transport.kind, image, profile, self._on_image)
+            self._subscribe(CameraInfo, topics[1], profile, self._on_camera_info)
         except Exception:
             self.close()
             raise
 
-    def _subscribe(self, kind: type, topic: str, callback: Callable[..., None]) -> None:
+    def _subscribe(
+        self, kind: type, topic: str, profile: QoSProfile, callback: Callable[..., None]
+    ) -> None:
         events = SubscriptionEventCallbacks(
             incompatible_qos=self._incompatible_qos(self._node.resolve_topic_name(topic))
         )
@@ -97,7 +119,7 @@ class ImageInput:
             kind,
             topic,
             callback,
-            qos_profile_sensor_data,
+            profile,
             event_callbacks=events,
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
@@ -112,29 +134,37 @@ class ImageInput:
         """Publishers on the image topic now."""
         return self._node.count_publishers(self.topic)
 
-    def calibration(self, image: Image) -> tuple[CameraInfo | None, Intrinsics | None]:
-        """The newest good camera_info for images of this size, and its pinhole if calibrated."""
-        return self._calibrations.get((image.width, image.height), (None, None))
+    def explain_silence(self) -> str:
+        """Why no image comes, and what to change."""
+        asked = self._subscriptions[0].qos_profile
+        return explain_silence(self._node, self.topic, self.transport, asked)
 
-    def patience(self, image: Image) -> float:
+    def lens_of(self, image: PendingImage) -> Lens:
+        """What is known of the lens of an image."""
+        return self._lenses.of(image.width, image.height)
+
+    def patience(self, image: PendingImage) -> float:
         """Seconds that an image should still wait for its camera_info; only at the start."""
         if not self._patient or self._waiting_since_s is None:
             return 0.0
-        if (image.width, image.height) in self._calibrations:
+        if self._lenses.knows(image.width, image.height):
             self._patient = False
             return 0.0
         waited = time.monotonic() - self._waiting_since_s
         patience = self._settings().camera_info_timeout - waited
         if patience <= 0.0:
             self._patient = False
-            sizes = ", ".join(f"{width}x{height}" for width, height in list(self._calibrations))
-            found = f"only one for {sizes}" if sizes else "none"
             self._node.get_logger().warning(
                 f"no camera_info for the {image.width}x{image.height} images on "
-                f"'{self._info_topic}' ({found}): the field of view is estimated and depth is not "
-                "metric; remap `camera_info` to the camera's own"
+                f"'{self._info_topic}' ({self._lenses.known_sizes()}): the field of view is "
+                "estimated and depth is not metric; remap `camera_info` to the camera's own"
             )
         return patience
+
+    def refuse(self, error: BadImageError) -> None:
+        """Count and explain an image that cannot be used. Any thread."""
+        count = self._statistics.image_dropped(error.reason.value)
+        self._complain(error.reason.value, str(error), count)
 
     def close(self) -> None:
         """Stop receiving. Executor's thread only."""
@@ -144,48 +174,40 @@ class ImageInput:
         if self._inbox.empty(self._camera):
             self._statistics.image_dropped(Drop.DEACTIVATED.value)
 
-    def _on_image(self, message: Image) -> None:
+    def _on_image(self, message: Any) -> None:
         receipt_s = time.monotonic()
         self._statistics.image_received()
+        settings = self._settings()
         stamp = message.header.stamp
+        if settings.stamps == "receipt":
+            message.header.stamp = stamp = self._node.get_clock().now().to_msg()
         stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
         try:
-            check_image(message)
-            self._gate.admit(
-                Source(message.width, message.height, message.header.frame_id),
-                stamp_ns,
-                receipt_s,
-                self._settings().source_timeout,
-            )
+            width, height = self.transport.check(message)
+            check_stamp(stamp_ns)
+            source = Source(width, height, message.header.frame_id)
+            self._gate.admit(source, stamp_ns, receipt_s, settings.source_timeout)
         except BadImageError as error:
-            count = self._statistics.image_dropped(error.reason.value)
-            self._complain(error.reason.value, str(error), count)
+            self.refuse(error)
             return
         if self._waiting_since_s is None:
             self._waiting_since_s = receipt_s
-        if self._inbox.put(self._camera, PendingImage(message, stamp_ns, receipt_s)):
+        pending = PendingImage(message, width, height, stamp_ns, receipt_s)
+        if self._inbox.put(self._camera, pending):
             self._statistics.image_dropped(Drop.SUPERSEDED.value)
 
     def _on_camera_info(self, info: CameraInfo) -> None:
         try:
-            camera = intrinsics_of(info, rectified=self._settings().rectified)
+            remark = self._lenses.learn(info)
         except CalibrationError as error:
             # The last good one, if there was one, stays in force.
             count = self._statistics.camera_info_refused()
             self._complain("camera_info", str(error), count)
             return
-        if camera is None:
-            self._complain(
-                "uncalibrated",
-                "camera_info says that the camera is not calibrated (K is zero): the field of view "
-                "is estimated and depth is not metric; calibrate it with camera_calibration",
-                1,
-            )
-        size = (camera.width, camera.height) if camera else (info.width, info.height)
-        if size not in self._calibrations and len(self._calibrations) >= _MAX_CAMERAS:
-            self._calibrations = {}
-        self._calibrations[size] = (info, camera)
-        self._inbox.wake()
+        if remark:
+            self._complain(remark, remark, 1)
+        if self._patient:
+            self._inbox.wake()
 
     def _incompatible_qos(self, topic: str) -> Callable[[object], None]:
         def tell(event: object) -> None:

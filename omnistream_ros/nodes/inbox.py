@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CompressedImage, Image
 
 
 class PendingImage(NamedTuple):
@@ -20,11 +20,14 @@ class PendingImage(NamedTuple):
 
     Attributes:
         message: the image; its pixels are read once, by the thread that runs the model.
+        width, height: of the image, pixels.
         stamp_ns: its stamp in nanoseconds.
         receipt_s: monotonic time of the first line of the subscription callback, seconds.
     """
 
-    message: Image
+    message: Image | CompressedImage
+    width: int
+    height: int
     stamp_ns: int
     receipt_s: float
 

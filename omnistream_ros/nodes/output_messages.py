@@ -15,6 +15,7 @@ from omnistream_ros.nodes.distribution import byte_array
 from omnistream_ros.nodes.feature_messages import KINDS, set_tensor
 from omnistream_ros.stream.frame import Intrinsics
 from omnistream_ros.stream.result import FeatureKey, StreamResult
+from omnistream_ros.stream.undistort import Undistorter
 
 DEPTH_ENCODINGS = ("32FC1", "16UC1")
 
@@ -33,12 +34,19 @@ class ModelFacts:
 
 @dataclasses.dataclass(frozen=True)
 class SourceFacts:
-    """What a result does not carry of the image it came from."""
+    """What a result does not carry of the image it came from.
+
+    Attributes:
+        pixels: as they came, (H, W, 3) uint8.
+        rectified: whether the result is that of an undistorted image.
+        lens: what took the distortion out of the pixels, if they had any.
+    """
 
     header: Header
-    pixels: np.ndarray  # (H, W, 3) uint8
+    pixels: np.ndarray
     camera_info: CameraInfo | None
     rectified: bool
+    lens: Undistorter | None
     stream_id: str
     dropped_since_last: int
 
@@ -73,8 +81,8 @@ def image_message(values: np.ndarray, encoding: str, header: Header) -> Image:
 def depth_camera_info(camera: Intrinsics, source: SourceFacts) -> CameraInfo:
     """The camera_info of the depth image: its own size, the lens of the source image.
 
-    Depth lies in the pixels of the source image, so its distortion (which is in normalised
-    coordinates and knows no resolution) is kept, unless the source is rectified.
+    Depth of an image that was not undistorted lies in its pixels, so its distortion (which is in
+    normalised coordinates and knows no resolution) is kept.
     """
     info = CameraInfo(header=source.header, width=camera.width, height=camera.height)
     given = source.camera_info

@@ -142,7 +142,9 @@ class OutputPublishers:
         if heard(self.depth):
             self.depth.publish(depth_image(result.depth, settings.depth_encoding, source.header))
         if heard(self.points):
-            self.points.publish(cloud_message(source.header, result, source.pixels, settings.cloud))
+            self.points.publish(
+                cloud_message(source.header, result, source.pixels, settings.cloud, source.lens)
+            )
         if heard(self.confidence):
             assert result.confidence is not None
             self.confidence.publish(

@@ -236,6 +236,7 @@ class PerceptionNode(ManagedNode):
             statistics=camera.statistics(),
             image_topic=camera.topic,
             publishers=camera.publishers(),
+            silence=camera.silence,
             model_name=self._model.name,
             weights_sha256=self._model.sha256,
             device=self._device,

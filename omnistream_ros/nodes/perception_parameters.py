@@ -8,8 +8,10 @@ import functools
 import re
 
 from omnistream_ros.model.cache_policy import POLICIES, Policy, make_policy
+from omnistream_ros.nodes.image_input import QOS_PROFILES
 from omnistream_ros.nodes.output_messages import DEPTH_ENCODINGS
 from omnistream_ros.nodes.parameters import Change, option
+from omnistream_ros.nodes.transports import TRANSPORTS
 from omnistream_ros.stream.engines import ENGINES
 from omnistream_ros.stream.result import FeatureKey, FeatureKind
 
@@ -240,6 +242,37 @@ class PerceptionParameters:
         "Frame of the robot that moves in odom_frame, if /tf_static connects it with the camera.",
         check=_check_frame,
         change=_CONFIGURE,
+    )
+    input_transport: str = option(
+        "raw",
+        "Form of the images: raw (sensor_msgs/Image) or compressed (JPEG or PNG, on the topic with "
+        "/compressed behind its name).",
+        choices=tuple(TRANSPORTS),
+        change=_CONFIGURE,
+        own=True,
+    )
+    image_qos: str = option(
+        "sensor_data",
+        "What is asked of publishers of images: sensor_data (best effort: matches every "
+        "publisher) or reliable (what is lost is sent again).",
+        choices=tuple(QOS_PROFILES),
+        change=_CONFIGURE,
+        own=True,
+    )
+    stamps: str = option(
+        "header",
+        "Time of an image: header (when it was exposed, as its driver says), or receipt (for "
+        "drivers that set no stamp).",
+        choices=("header", "receipt"),
+        change=Change.ANY_TIME,
+        own=True,
+    )
+    rectify: bool = option(
+        True,
+        "Take the distortion that camera_info tells out of images that are not rectified, where "
+        "the model runs; depth and all else are then of the undistorted image.",
+        change=_CONFIGURE,
+        own=True,
     )
     rectified: bool = option(
         False,

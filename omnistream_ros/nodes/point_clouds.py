@@ -16,6 +16,7 @@ from std_msgs.msg import Header
 from omnistream_ros.nodes.distribution import byte_array
 from omnistream_ros.stream.geometry import back_project
 from omnistream_ros.stream.result import StreamResult
+from omnistream_ros.stream.undistort import Undistorter
 
 # "rgb" is 0x00RRGGBB in the bits of a float: what rviz and PCL have read for ever.
 _FIELDS = ("x", "y", "z", "rgb", "confidence")
@@ -40,13 +41,18 @@ class CloudSettings:
 
 
 def cloud_message(
-    header: Header, result: StreamResult, pixels: np.ndarray, settings: CloudSettings
+    header: Header,
+    result: StreamResult,
+    pixels: np.ndarray,
+    settings: CloudSettings,
+    lens: Undistorter | None = None,
 ) -> PointCloud2:
     """The points of a result in the camera's optical frame.
 
     Args:
         result: one with depth.
         pixels: (H, W, 3) uint8, the camera image that the result belongs to, of any size.
+        lens: what was undistorted before the result was computed.
     """
     assert result.depth is not None
     assert result.confidence is not None
@@ -62,7 +68,7 @@ def cloud_message(
     height, width = depth.shape
     cloud = np.empty((height, width, len(_FIELDS)), np.float32)
     cloud[..., :3] = points.transpose(1, 2, 0)
-    cloud[..., 3] = _packed_colour(pixels, result.depth.shape, every)
+    cloud[..., 3] = _packed_colour(pixels, result.depth.shape, every, lens)
     cloud[..., 4] = confidence
     if settings.organized:
         cloud[~kept, :3] = np.nan
@@ -82,12 +88,17 @@ def cloud_message(
     return message
 
 
-def _packed_colour(pixels: np.ndarray, size: torch.Size, stride: int) -> np.ndarray:
+def _packed_colour(
+    pixels: np.ndarray, size: torch.Size, stride: int, lens: Undistorter | None
+) -> np.ndarray:
     """The colour (h, w) at the points' places in the image, as float32 bits of 0x00RRGGBB."""
     rows, columns = (
         # The pixel of the camera image under the middle of the depth image's pixel.
         ((np.arange(0, small, stride) + 0.5) * full / small).astype(np.intp)
         for small, full in zip(size, pixels.shape[:2], strict=True)
     )
-    r, g, b = (pixels[rows[:, None], columns, c].astype(np.uint32) for c in range(3))
+    grid = rows[:, None], columns[None, :]
+    if lens is not None:
+        grid = lens.places(*grid)
+    r, g, b = (pixels[grid[0], grid[1], c].astype(np.uint32) for c in range(3))
     return (r << 16 | g << 8 | b).view(np.float32)

@@ -94,6 +94,12 @@ class StreamStatistics:
         with self._lock:
             return time.monotonic() - self._last_processed_s
 
+    def silent_s(self) -> float:
+        """Seconds since an image reached the node, usable or not, or since activation."""
+        with self._lock:
+            last = self._input_times[-1] if self._input_times else self._since_s
+            return time.monotonic() - last
+
     def counts(self) -> tuple[int, int, dict[str, int]]:
         """Received, processed, and dropped by reason; taken together."""
         with self._lock:

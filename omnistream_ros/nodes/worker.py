@@ -53,7 +53,8 @@ class StreamWorker:
         return self._cameras[camera].patience(image)
 
     def _process(self, images: dict[str, PendingImage]) -> None:
-        work = {name: self._cameras[name].open(image) for name, image in images.items()}
+        opened = {name: self._cameras[name].open(image) for name, image in images.items()}
+        work = {name: w for name, w in opened.items() if w is not None}
         results = self._streams.step(
             {name: w.frame for name, w in work.items()},
             {name: self._cameras[name].wanted(w) for name, w in work.items()},

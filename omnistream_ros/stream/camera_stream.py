@@ -24,6 +24,7 @@ from omnistream_ros.stream.patches import luminance
 from omnistream_ros.stream.preprocess import Preprocessor, model_size, model_to_source
 from omnistream_ros.stream.result import Outputs, Pose, StreamResult
 from omnistream_ros.stream.stopwatch import Stopwatch
+from omnistream_ros.stream.undistort import Undistorter
 
 RESOLUTIONS = ("model", "source")
 POSES = ("head", "geometric", "fused")
@@ -53,6 +54,7 @@ class CameraStream:
         self._max_gap_s = max_gap_s
         self._preprocess: Preprocessor | None = None  # for images of the size that come
         self._pixels: torch.Tensor | None = None  # of the last frame
+        self._unseen: tuple[Undistorter, torch.Tensor] | None = None
         self.forget()
 
     def forget(self) -> None:
@@ -72,7 +74,7 @@ class CameraStream:
 
     def release(self) -> None:
         """Give back the buffers; they are made anew for the next image."""
-        self._preprocess = self._pixels = None
+        self._preprocess = self._pixels = self._unseen = None
 
     def check(self, outputs: Outputs) -> None:
         """Refuse what this model cannot give, before anything is touched; ValueError."""
@@ -110,7 +112,7 @@ class CameraStream:
             self._preprocess = Preprocessor(
                 source, self.model_size(frame), device=backbone.device, dtype=backbone.compute_dtype
             )
-        self._pixels = self._preprocess(frame.image)
+        self._pixels = self._preprocess(frame.image, frame.lens)
         return self._pixels
 
     def wants_camera(self, frame: Frame, outputs: Outputs) -> bool:
@@ -153,6 +155,10 @@ class CameraStream:
             if at_source:
                 depth = resize_depth(depth, source_size)
                 confidence = resize_confidence(confidence, source_size)
+            if frame.lens is not None:
+                unseen = self._unseen_by(frame.lens, depth)
+                depth = depth.masked_fill(unseen, float("nan"))
+                confidence = confidence.masked_fill(unseen, 1.0)
         else:
             depth = confidence = None
         result = StreamResult(
@@ -228,6 +234,13 @@ class CameraStream:
             assert prediction.camera is not None
             return self._pose.update(*seen, frame.stamp_ns, prediction.camera, frame_index)
         return self._pose.update(*seen, frame.stamp_ns)
+
+    def _unseen_by(self, lens: Undistorter, depth: torch.Tensor) -> torch.Tensor:
+        """Where an undistorted image is black because the lens saw nothing there, (H, W)."""
+        if self._unseen is None or self._unseen[0] is not lens:
+            seen = torch.from_numpy(lens.seen(depth.shape[0], depth.shape[1]))
+            self._unseen = (lens, ~seen.to(depth.device))
+        return self._unseen[1]
 
     def _source_camera(self, frame: Frame, prediction: Prediction) -> Intrinsics:
         """The camera of the frame: told, or what the model has seen of it in this epoch."""

@@ -17,6 +17,54 @@ _DEPTH_HEADER = struct.Struct("<iff")
 _RVL_SIZE = struct.Struct("<II")  # columns, rows
 #: RVL takes half a byte per run at least; what claims more pixels for its bytes is broken.
 _MOST_PIXELS_PER_BYTE = 50_000
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def encoded_size(data: bytes | memoryview) -> tuple[int, int]:
+    """Width and height that a JPEG or PNG says it has, read from its first bytes; nothing is
+    decoded, so that nobody can make the reader take more memory than it wants to give.
+
+    Raises:
+        ImageError: neither of the two, or cut short.
+    """
+    head = bytes(data[:24])
+    if head[:8] == _PNG:
+        if len(head) == 24 and head[12:16] == b"IHDR":
+            width, height = struct.unpack(">II", head[16:24])
+            return int(width), int(height)
+    elif head[:2] == b"\xff\xd8":
+        return _jpeg_size(bytes(data))
+    elif data:
+        raise ImageError(
+            Fault.UNSUPPORTED_ENCODING,
+            "compressed image is neither JPEG nor PNG: let the publisher send one of them "
+            "(image_transport: parameter 'format')",
+        )
+    raise ImageError(
+        Fault.BROKEN_DATA, f"compressed image was cut short: {len(data)} bytes without a size"
+    )
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    """Walks over the segments of a JPEG up to its frame header; then looks for its end."""
+    at, size = 2, None
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        # SOF0 to SOF15 without DHT, JPG and DAC
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and at + 9 <= len(data):
+            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
+            size = (int(width), int(height))
+        if marker == 0xDA and size is not None:  # compressed data, where FF is always escaped
+            if data.find(b"\xff\xd9", at) < 0:
+                break
+            return size
+        at += 2 + length
+    raise ImageError(
+        Fault.BROKEN_DATA, f"compressed image was cut short: {len(data)} bytes are no whole JPEG"
+    )
 
 
 def decode_rgb(data: bytes, what: str) -> np.ndarray:

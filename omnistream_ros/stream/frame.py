@@ -11,8 +11,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from omnistream_ros.stream.undistort import Undistorter
 
 _INT64 = (-(2**63), 2**63 - 1)
 
@@ -109,6 +113,9 @@ class Frame:
         image: (H, W, 3) uint8, RGB. Not copied: do not write into it afterwards.
         stamp_ns: time of exposure in nanoseconds, any epoch, the same clock for all frames.
         intrinsics: the camera at the size of ``image``, or None when unknown.
+        lens: takes the distortion out of ``image`` before anything else is done with it, so that
+            ``intrinsics`` (its own) and all results are those of the undistorted image; None for
+            images that are undistorted, or shall be taken as they are.
 
     Raises:
         TypeError: ``image`` is not a numpy array or ``stamp_ns`` not an integer.
@@ -118,6 +125,7 @@ class Frame:
     image: np.ndarray
     stamp_ns: int
     intrinsics: Intrinsics | None = None
+    lens: Undistorter | None = None
 
     def __post_init__(self) -> None:
         image = self.image
@@ -139,6 +147,8 @@ class Frame:
                 f"frame: intrinsics are for {camera.width}x{camera.height} but the image is "
                 f"{self.width}x{self.height}; use Intrinsics.resized if the camera scales its image"
             )
+        if self.lens is not None and self.lens.intrinsics != camera:
+            raise ValueError("frame: intrinsics must be those of the lens")
 
     @property
     def height(self) -> int:

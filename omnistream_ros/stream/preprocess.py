@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from omnistream_ros.model.config import PIXEL_MEAN, PIXEL_STD
 from omnistream_ros.stream.transfer import Upload
+from omnistream_ros.stream.undistort import Undistorter
 
 # Wider or taller images would need a grid far larger than the model's nominal one to keep at least
 # a row of patches, and no model has seen such a thing.
@@ -81,11 +82,12 @@ class Preprocessor:
         self._shift = -mean / std
         self._dtype = dtype
 
-    def __call__(self, image: np.ndarray) -> torch.Tensor:
-        """Resize with antialiasing and normalise.
+    def __call__(self, image: np.ndarray, lens: Undistorter | None = None) -> torch.Tensor:
+        """Undistort, resize with antialiasing and normalise.
 
         Args:
             image: (H, W, 3) uint8 RGB of ``source_size``.
+            lens: takes the distortion out, where the model runs.
 
         Returns:
             (1, 3, h, w) on the device, in the model's dtype.
@@ -98,7 +100,10 @@ class Preprocessor:
                 f"expected a uint8 image of shape {(*self.source_size, 3)}, "
                 f"got {image.dtype} {image.shape}"
             )
-        return self.normalise(self._upload(image))
+        if lens is not None and self._device.type == "cpu":
+            return self.normalise(torch.from_numpy(lens.image(image)))
+        uploaded = self._upload(image)
+        return self.normalise(uploaded if lens is None else lens.image_on_device(uploaded))
 
     def normalise(self, image: torch.Tensor) -> torch.Tensor:
         """What is left to do for an image (H, W, 3) uint8 on the device; nothing waits for it."""

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
 
 from omnistream_ros.stream.calibration import Calibration
 from omnistream_ros.stream.frame import Intrinsics
@@ -17,7 +20,7 @@ _OUTSIDE = -1e4  # far from every pixel
 
 
 class Undistorter:
-    """Undistorts the images of one camera.
+    """Undistorts the images of one camera, on the host or on a device.
 
     Attributes:
         intrinsics: of its output, which are those of its input: size and K are kept.
@@ -33,10 +36,38 @@ class Undistorter:
         calibration.distortion.check()
         self.intrinsics: Intrinsics = calibration.intrinsics
         self._map_x, self._map_y = _maps(calibration)
+        self._grid: Tensor | None = None  # of the device that asked
 
     def image(self, image: np.ndarray) -> np.ndarray:
         """An image (H, W, 3) uint8 of the camera, undistorted; bilinear, black outside."""
         return cv2.remap(image, self._map_x, self._map_y, cv2.INTER_LINEAR)
+
+    def image_on_device(self, image: Tensor) -> Tensor:
+        """The same for (H, W, 3) uint8 on a device, where the result stays."""
+        if self._grid is None or self._grid.device != image.device:
+            height, width = self._map_x.shape
+            # grid_sample wants the centres of the outer pixels at -1 and 1
+            x = 2.0 * self._map_x / max(width - 1, 1) - 1.0
+            y = 2.0 * self._map_y / max(height - 1, 1) - 1.0
+            self._grid = torch.from_numpy(np.stack((x, y), axis=-1)).to(image.device)[None]
+        planes = image.permute(2, 0, 1)[None].float()  # (1, 3, H, W)
+        flat = functional.grid_sample(planes, self._grid, mode="bilinear", align_corners=True)
+        return flat[0].round().to(torch.uint8).permute(1, 2, 0)
+
+    def seen(self, height: int, width: int) -> np.ndarray:
+        """Where an undistorted image of this size has a pixel that the lens saw, bool (H, W)."""
+        rows, columns = _centres(self._map_x.shape, (height, width))
+        x, y = self._map_x[rows, columns], self._map_y[rows, columns]
+        rows_in, columns_in = self._map_x.shape
+        return (x >= -0.5) & (x <= columns_in - 0.5) & (y >= -0.5) & (y <= rows_in - 0.5)
+
+    def places(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where pixels of the undistorted image lie in the distorted one, (row, column), rounded;
+        on its border for what the lens did not see."""
+        height, width = self._map_x.shape
+        x = np.rint(self._map_x[rows, columns]).clip(0, width - 1)
+        y = np.rint(self._map_y[rows, columns]).clip(0, height - 1)
+        return y.astype(np.intp), x.astype(np.intp)
 
     def depth(self, depth: np.ndarray) -> np.ndarray:
         """Depth (H, W) float32, registered to the camera's images; nearest pixel, NaN outside."""
@@ -44,6 +75,15 @@ class Undistorter:
             depth, self._map_x, self._map_y, cv2.INTER_NEAREST,
             borderMode=cv2.BORDER_CONSTANT, borderValue=np.nan,
         )  # fmt: skip
+
+
+def _centres(full: tuple[int, ...], small: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column of the full image under the middle of each pixel of a smaller one."""
+    rows, columns = (
+        ((np.arange(n) + 0.5) * size / n).astype(np.intp)
+        for n, size in zip(small, full, strict=True)
+    )
+    return rows[:, None], columns[None, :]
 
 
 def _maps(calibration: Calibration) -> tuple[np.ndarray, np.ndarray]:

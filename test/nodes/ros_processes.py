@@ -39,7 +39,7 @@ from omnistream_ros.nodes import perception
 from omnistream_ros.nodes.distribution import byte_array
 
 NODE = "/omnistream_perception"
-PATIENCE_S = 15.0  # met only by failures, on the slowest machine
+PATIENCE_S = 60.0  # met only by failures, on the slowest machine
 TRANSITIONS = {
     "configure": Transition.TRANSITION_CONFIGURE,
     "activate": Transition.TRANSITION_ACTIVATE,

@@ -19,9 +19,8 @@ from omnistream_ros.nodes.image_checks import (
     Source,
     SourceGate,
     check_image,
-    intrinsics_of,
 )
-from omnistream_ros.stream.calibration import CalibrationError
+from omnistream_ros.stream.calibration import CalibrationError, calibration_of
 from omnistream_ros.stream.image_encodings import ENCODINGS
 
 HEIGHT, WIDTH = 6, 10
@@ -160,8 +159,9 @@ def test_camera_info_with_binning_and_region_of_interest() -> None:
     info.k[2], info.k[5] = 300.0, 250.0
     info.binning_x, info.binning_y = 2, 4
     info.roi.x_offset, info.roi.y_offset, info.roi.width, info.roi.height = 100, 40, 400, 320
-    camera = intrinsics_of(info, rectified=False)
-    assert camera is not None
+    calibration = calibration_of(info, rectified=False)
+    assert calibration is not None
+    camera = calibration.intrinsics
     assert (camera.width, camera.height) == (200, 80)
     x, y = 0.31, -0.12
     u_sensor, v_sensor = 500.0 * x + 300.0, 500.0 * y + 250.0
@@ -175,22 +175,22 @@ def test_camera_info_with_binning_and_region_of_interest() -> None:
 def test_rectified_images_use_the_projection_matrix() -> None:
     info = camera_info()
     info.p[0], info.p[2], info.p[5], info.p[6] = 40.0, 30.0, 41.0, 20.0
-    camera = intrinsics_of(info, rectified=True)
+    camera = calibration_of(info, rectified=True).intrinsics
     assert (camera.fx, camera.cx, camera.fy, camera.cy) == (40.0, 30.0, 41.0, 20.0)
 
 
 def test_uncalibrated_camera_is_unknown_and_nonsense_is_refused() -> None:
     info = camera_info()
     info.k = [0.0] * 9
-    assert intrinsics_of(info, rectified=False) is None
+    assert calibration_of(info, rectified=False) is None
     info = camera_info()
     info.k[4] = -1.0
     with pytest.raises(CalibrationError, match="fy must be positive"):
-        intrinsics_of(info, rectified=False)
+        calibration_of(info, rectified=False)
     info = camera_info()
     info.d[1] = float("nan")
     with pytest.raises(CalibrationError, match="not finite"):
-        intrinsics_of(info, rectified=False)
+        calibration_of(info, rectified=False)
 
 
 def admit(gate: SourceGate, stamps: list[int], **source: object) -> list[bool]:

@@ -13,7 +13,7 @@ from omnistream_ros.nodes.inbox import Inbox, PendingImage
 
 
 def image(number: int) -> PendingImage:
-    return PendingImage(Image(), number, 0.0)
+    return PendingImage(Image(), 64, 48, number, 0.0)
 
 
 def at_once(camera: str, pending: PendingImage) -> float:

@@ -39,7 +39,13 @@ def test_depth_of_a_rectified_image_has_no_distortion() -> None:
 
     def info_of(rectified: bool, known: bool = True):
         source = SourceFacts(
-            Header(), np.zeros((48, 64, 3), np.uint8), given if known else None, rectified, "s", 0
+            header=Header(),
+            pixels=np.zeros((48, 64, 3), np.uint8),
+            camera_info=given if known else None,
+            rectified=rectified,
+            lens=None,
+            stream_id="s",
+            dropped_since_last=0,
         )
         return depth_camera_info(camera, source)
 

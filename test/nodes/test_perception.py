@@ -16,7 +16,7 @@ from tf2_msgs.msg import TFMessage
 
 def test_full_path(user: User, start_node: NodeStarter) -> None:
     """Every output of one frame, its stamp and frame, and that they belong together."""
-    node = start_node(autostart=True, resolution="source", camera_info_timeout=60.0)
+    node = start_node(autostart=True, resolution="source", camera_info_timeout=60.0, rectify=False)
     depth = user.collect(Image, f"{NODE}/depth/image")
     info = user.collect(CameraInfo, f"{NODE}/depth/camera_info")
     odometry = user.collect(Odometry, f"{NODE}/odometry")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnistream_ros.stream.compressed_images import decode_depth, decode_rgb
+from omnistream_ros.stream.compressed_images import decode_depth, decode_rgb, encoded_size
 from omnistream_ros.stream.image_encodings import Fault, ImageError
 from omnistream_ros.stream.rvl import decode_rvl
 
@@ -117,3 +117,41 @@ def test_colour_png_is_no_depth_and_garbage_no_image() -> None:
         decode_depth(HEADER + png, "16UC1; compressedDepth png")
     with pytest.raises(ImageError, match="the thing cannot be decoded"):
         decode_rgb(b"junk", "the thing")
+
+
+def encoded(kind: str, width: int, height: int, *options: int) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return cv2.imencode(kind, pixels, list(options))[1].tobytes()
+
+
+@pytest.mark.parametrize("progressive", [0, 1])
+def test_the_size_is_read_without_decoding(progressive: int) -> None:
+    for width, height in ((1, 1), (37, 20), (640, 3)):
+        jpeg = encoded(".jpg", width, height, cv2.IMWRITE_JPEG_PROGRESSIVE, progressive)
+        assert encoded_size(jpeg) == (width, height)
+        assert encoded_size(jpeg + bytes(5000)) == (width, height)  # padded by a driver
+        assert encoded_size(encoded(".png", width, height)) == (width, height)
+
+
+@given(st.integers(0, 10**6), st.booleans())
+def test_a_jpeg_that_was_cut_short_has_no_size(cut: int, progressive: bool) -> None:
+    jpeg = encoded(".jpg", 30, 20, cv2.IMWRITE_JPEG_PROGRESSIVE, int(progressive))
+    with pytest.raises(ImageError, match=r"cut short|neither"):
+        encoded_size(jpeg[: cut % (len(jpeg) - 1)])
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_have_a_size_or_are_refused(data: bytes) -> None:
+    for start in (b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n"):
+        try:
+            width, height = encoded_size(start + data)
+        except ImageError:
+            continue
+        assert width >= 0
+        assert height >= 0
+
+
+def test_other_formats_are_named() -> None:
+    with pytest.raises(ImageError, match="neither JPEG nor PNG") as caught:
+        encoded_size(encoded(".bmp", 4, 4))
+    assert caught.value.fault is Fault.UNSUPPORTED_ENCODING

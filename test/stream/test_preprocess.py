@@ -75,8 +75,9 @@ def test_resize_matches_pil(height: int, width: int) -> None:
     size = model_size(height, width, NANO)
     ours = as_grey_levels(Preprocessor((height, width), size)(image))
     pil = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
-    # PIL rounds after each of its two passes.
-    assert np.abs(ours - pil).max() <= 1.01
+    # Both round after each of two passes, in another order.
+    assert np.abs(ours - pil).max() <= 2.01
+    assert np.abs(ours - pil).mean() <= 0.5
 
 
 def test_halving_is_close_to_the_mean_of_blocks() -> None:

@@ -16,12 +16,14 @@ import torch
 
 from omnistream_ros.model import ModelConfig, OmniStream, build_model
 from omnistream_ros.stream import geometry
+from omnistream_ros.stream.calibration import Calibration, Distortion
 from omnistream_ros.stream.depth_resize import resize_depth
 from omnistream_ros.stream.epochs import EpochReason
 from omnistream_ros.stream.frame import Frame, Intrinsics
 from omnistream_ros.stream.preprocess import Preprocessor
 from omnistream_ros.stream.result import FeatureKey, FeatureKind, Outputs, Pose, StreamResult
 from omnistream_ros.stream.session import StreamSession
+from omnistream_ros.stream.undistort import Undistorter
 
 TINY = ModelConfig(
     name="tiny",
@@ -472,6 +474,22 @@ def test_a_stream_that_has_run_for_years(model: OmniStream) -> None:
     early, late = after(6), after(3 * 10**9)
     assert late[-1].frame_index == 3 * 10**9 + 6
     torch.testing.assert_close(early[-1].depth, late[-1].depth, rtol=1e-3, atol=1e-4)
+
+
+def test_an_undistorted_frame_is_that_of_the_pinhole(model: OmniStream) -> None:
+    """The same as undistorting it before; depth is unknown where the lens saw nothing."""
+    camera = Intrinsics(90.0, 90.0, 63.5, 47.5, 128, 96)
+    lens = Undistorter(Calibration(camera, Distortion("plumb_bob", (0.4, 0.0, 0.0, 0.0))))
+    bent = frames(1)[0].image
+    ours = StreamSession(model, resolution="source").step(Frame(bent, 1, camera, lens))
+    theirs = StreamSession(model, resolution="source").step(Frame(lens.image(bent), 1, camera))
+    unseen = ~torch.from_numpy(lens.seen(96, 128))
+    assert unseen.any()
+    torch.testing.assert_close(ours.depth[~unseen], theirs.depth[~unseen])
+    assert ours.depth[unseen].isnan().all()
+    assert (ours.confidence[unseen] == 1.0).all()
+    with pytest.raises(ValueError, match="those of the lens"):
+        Frame(bent, 1, None, lens)
 
 
 def live_tensors() -> int:

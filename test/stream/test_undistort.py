@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from omnistream_ros.stream.calibration import (
     Calibration,
@@ -138,3 +139,36 @@ def test_what_a_camera_info_says() -> None:
     smaller = raw.resized(100, 75) if raw else None
     assert smaller is not None
     assert smaller.distortion == raw.distortion
+
+
+@pytest.mark.parametrize("model", LENSES)
+def test_a_device_undistorts_like_the_host(model: str) -> None:
+    lens = Undistorter(Calibration(CAMERA, Distortion(model, LENSES[model])))
+    v, u = np.mgrid[0 : CAMERA.height, 0 : CAMERA.width]
+    image = scene((u - CAMERA.cx) / CAMERA.fx, (v - CAMERA.cy) / CAMERA.fy)
+    there = lens.image_on_device(torch.from_numpy(image)).numpy()
+    here = lens.image(image)
+    # The host interpolates in steps of 1/32 pixel; at the border of what was seen both fade.
+    inside = lens.seen(CAMERA.height, CAMERA.width)
+    inside[[0, -1]] = inside[:, [0, -1]] = False
+    assert np.abs(there.astype(int) - here)[inside].max() <= 3
+    far = ~lens.seen(CAMERA.height, CAMERA.width)
+    assert there[far].sum() == 0
+
+
+def test_what_a_lens_did_not_see_is_told_at_every_size() -> None:
+    """Barrel distortion is bent outwards: the corners of the undistorted image lie inside. A lens
+    the other way round leaves them empty."""
+    pincushion = Undistorter(Calibration(CAMERA, Distortion("plumb_bob", (0.5, 0.0, 0.0, 0.0))))
+    white = np.full((CAMERA.height, CAMERA.width, 3), 255, np.uint8)
+    black = pincushion.image(white)[..., 0] == 0
+    assert 0.02 < black.mean() < 0.5
+    seen = pincushion.seen(CAMERA.height, CAMERA.width)
+    assert not (black & seen).any()
+    small = pincushion.seen(CAMERA.height // 5, CAMERA.width // 5)
+    assert abs(small.mean() - seen.mean()) < 0.02
+    assert not small[0, 0]
+    assert small[15, 20]
+    rows, columns = pincushion.places(np.array([[0, 73]]), np.array([[0, 101]]))
+    assert (rows[0, 1], columns[0, 1]) == (73, 101)
+    assert (rows[0, 0], columns[0, 0]) == (0, 0)
