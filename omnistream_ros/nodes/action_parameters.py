@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 
 from omnistream_ros.action.blending import BLENDINGS, Blending
-from omnistream_ros.action.onnx_policy import PROVIDERS
 from omnistream_ros.action.policy_facts import check_feature_key
 from omnistream_ros.action.safety import STOP_MODES, SafetySettings
 from omnistream_ros.action.spaces import Space
@@ -47,7 +46,7 @@ class ActionParameters:
     provider: str = option(
         "auto",
         "What runs an .onnx file: cpu, cuda, tensorrt; auto takes a GPU if there is one.",
-        choices=("auto", *PROVIDERS),
+        choices=("auto", "cpu", "cuda", "tensorrt"),
         change=_CONFIGURE,
     )
     streams: tuple[str, ...] = option(

@@ -9,7 +9,6 @@ from typing import TypeVar
 import numpy as np
 
 from omnistream_ros.action.limits import Limits
-from omnistream_ros.action.onnx_policy import OnnxPolicy
 from omnistream_ros.action.policy import Needs, Policy
 from omnistream_ros.action.policy_facts import FeatureInput
 from omnistream_ros.action.scripted_policy import ScriptedPolicy
@@ -18,6 +17,7 @@ from omnistream_ros.nodes import named_values
 from omnistream_ros.nodes.action_parameters import ActionParameters
 
 T = TypeVar("T")
+_SERVERS = ("ws://", "wss://")
 
 
 def make_policy(wish: ActionParameters) -> Policy:
@@ -35,7 +35,14 @@ def make_policy(wish: ActionParameters) -> Policy:
     if wish.policy == "scripted":
         needs = Needs(features=_features(wish), joints=wish.proprioception)
         return ScriptedPolicy(_spec(wish), needs)
-    return OnnxPolicy(wish.policy, wish.provider)
+    try:
+        return _openpi(wish) if wish.policy.startswith(_SERVERS) else _onnx(wish)
+    except ModuleNotFoundError as error:
+        extra = "openpi" if wish.policy.startswith(_SERVERS) else "onnx"
+        raise ValueError(
+            f"policy {wish.policy!r} needs the Python package {error.name}: pip install "
+            f"'omnistream_ros[{extra}]'"
+        ) from error
 
 
 def make_limits(spec: ActionSpec, wish: ActionParameters) -> Limits:
@@ -100,6 +107,30 @@ def robot_names(names: Sequence[str], wish: ActionParameters) -> dict[str, str]:
     if len(set(mapped.values())) < len(mapped):
         raise ValueError(f"parameter 'joint_names': two joints get one name in {mapped}")
     return mapped
+
+
+def _onnx(wish: ActionParameters) -> Policy:
+    from omnistream_ros.action.onnx_policy import OnnxPolicy
+
+    return OnnxPolicy(wish.policy, wish.provider)
+
+
+def _openpi(wish: ActionParameters) -> Policy:
+    from omnistream_ros.action.openpi_policy import OpenPiPolicy
+
+    needs = Needs(
+        features=_features(wish),
+        images=tuple(named_values.parse(wish.images)),
+        joints=wish.proprioception,
+        instruction=True,
+    )
+    return OpenPiPolicy(
+        wish.policy,
+        _spec(wish),
+        needs,
+        state_key=wish.state_key,
+        timeout_s=wish.inference_timeout,
+    )
 
 
 def _spec(wish: ActionParameters) -> ActionSpec:

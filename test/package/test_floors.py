@@ -17,7 +17,7 @@ COMMAND_LINE = 5
 ANYWHERE = {"cv2", "matplotlib", "numpy", "rosbags", "safetensors", "torch"}
 OUTSIDE = {
     "model": {"safetensors", "torch"},
-    "action": {"numpy", "onnxruntime"},
+    "action": {"msgpack", "numpy", "onnxruntime", "websockets"},
     "stream": {"cv2", "numpy", "onnxruntime", "onnxscript", "torch"},
     "evaluation": {*ANYWHERE, "ray"},
     "training": {*ANYWHERE, "moderngl"},

@@ -17,6 +17,7 @@ KEYS = {
     "cv2": "python3-opencv",
     "hypothesis": "python3-hypothesis",
     "matplotlib": "python3-matplotlib",
+    "msgpack": "python3-msgpack",
     "numpy": "python3-numpy",
     "onnxruntime": "python3-onnxruntime-pip",
     "pytest": "python3-pytest",
@@ -26,10 +27,12 @@ KEYS = {
     "torch": "python3-torch",
     "yaml": "python3-yaml",
 }
-# rosdep has no key for these; setup.cfg names them.
-KEYLESS = {"moderngl", "onnx", "onnxscript", "ray", "safetensors", "viser"}
+# rosdep has no key for these, or a version that is too old; setup.cfg names them.
+KEYLESS = {"moderngl", "onnx", "onnxscript", "ray", "safetensors", "viser", "websockets"}
 # Imported where they are used only; the extra that brings them.
 EXTRAS = {
+    "msgpack": "openpi",
+    "websockets": "openpi",
     "moderngl": "train",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
@@ -112,7 +115,7 @@ def test_setup_cfg_declares_what_is_imported(setup_cfg: configparser.ConfigParse
 def test_every_requirement_is_pinned(setup_cfg: configparser.ConfigParser) -> None:
     extras = setup_cfg["options.extras_require"]
     groups = [setup_cfg["options"]["install_requires"]]
-    groups += [extras[name] for name in ("onnx", "train", "test")]
+    groups += [extras[name] for name in ("onnx", "openpi", "train", "test")]
     ros = (ROOT / "scripts/requirements-ros.txt").read_text(encoding="utf-8")
     wanted = {name for group in groups for name in _names(group.strip())}
     wanted |= {name for name in _names(ros) if name}
