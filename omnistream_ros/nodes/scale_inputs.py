@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What other sensors say about lengths, as evidence for the scale of the streams.
+
+Subscribes to what the sources of scale in use need, keeps the last few messages, and turns them
+into the terms of one camera when a frame asks. One object serves all cameras of a node.
+"""
+
+from __future__ import annotations
+
+import collections
+import threading
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from geometry_msgs.msg import PoseStamped, Transform
+from nav_msgs.msg import Odometry
+from rclpy.node import Node
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import CameraInfo, Image, LaserScan
+from std_msgs.msg import Header
+
+from omnistream_ros.nodes.distribution import motion_from_transform
+from omnistream_ros.nodes.frames import StaticTree
+from omnistream_ros.stream.depth_encodings import depth_to_metres
+from omnistream_ros.stream.image_encodings import ImageError
+from omnistream_ros.stream.metric_scale import NO_EVIDENCE, Evidence
+
+# A measurement further in time from the image than this shows another moment.
+_SAME_MOMENT_S = 0.1
+_POSES, _SCANS, _DEPTHS = 512, 16, 4
+# More than any scanner sends in one message.
+_MAX_RANGES = 100_000
+# Of a depth image, pixels in each direction that are looked at.
+_DEPTH_GRID = 64
+# A base frame that the camera is not above is not on the ground.
+_LOWEST_CAMERA_M = 0.05
+# Of a camera whose mount is not known, in optical axes.
+_UP_IF_LEVEL = np.array([0.0, -1.0, 0.0])
+
+
+class ScaleInputs:
+    """Subscriptions of a node for the scale of its streams, relative to the node's namespace.
+
+    Args:
+        tree: where the sensors sit on the robot.
+        sources: the values of the parameter `scale` in use.
+    """
+
+    def __init__(
+        self, node: Node, tree: StaticTree, base_frame: str, sources: Collection[str]
+    ) -> None:
+        self._node = node
+        self._tree = tree
+        self._base_frame = base_frame
+        self._lock = threading.Lock()
+        self._poses: collections.deque[tuple[int, str, np.ndarray]] = collections.deque(
+            maxlen=_POSES
+        )
+        self._poses_heard = 0
+        self._poses_used: dict[str, int] = {}  # by camera frame
+        self._scans: collections.deque[LaserScan] = collections.deque(maxlen=_SCANS)
+        self._depths: collections.deque[Image] = collections.deque(maxlen=_DEPTHS)
+        self._depth_camera: CameraInfo | None = None
+        self.fault = ""  # why what was heard cannot be used, in words
+        self._subscriptions: list[Any] = []
+        if "odometry" in sources:
+            self._subscribe(Odometry, "scale/odometry", self._on_odometry)
+            self._subscribe(PoseStamped, "scale/pose", self._on_pose)
+        if "range" in sources:
+            self._subscribe(LaserScan, "scale/scan", self._on_scan)
+            self._subscribe(Image, "scale/depth", self._on_depth)
+            self._subscribe(CameraInfo, "scale/depth/camera_info", self._on_depth_camera)
+
+    def close(self) -> None:
+        """Stop receiving."""
+        while self._subscriptions:
+            self._node.destroy_subscription(self._subscriptions.pop())
+
+    def evidence(
+        self, source: str, camera_frame: str, stamp_ns: int, camera_height: float
+    ) -> Evidence:
+        """What is known at a frame. The thread that runs the model.
+
+        Args:
+            camera_frame: frame id of the image.
+            camera_height: metres above the ground; 0: that above `base_frame`.
+        """
+        with self._lock:
+            if source == "odometry":
+                return self._way(camera_frame)
+            if source == "range":
+                return self._ranges(camera_frame, stamp_ns)
+            if source == "height":
+                return self._ground(camera_frame, camera_height)
+        return NO_EVIDENCE
+
+    # --- from what was heard to the terms of one camera; under the lock ---
+
+    def _way(self, camera_frame: str) -> Evidence:
+        used = self._poses_used.get(camera_frame, 0)
+        fresh = min(self._poses_heard - used, len(self._poses))
+        self._poses_used[camera_frame] = self._poses_heard
+        positions = []
+        for stamp_ns, child, fixed_from_child in list(self._poses)[len(self._poses) - fresh :]:
+            child_from_camera = self._lookup(child or self._base_frame, camera_frame)
+            if child_from_camera is None and not child:
+                child_from_camera = np.eye(4)  # no base is known: a pose is one of the camera
+                self.fault = ""
+            if child_from_camera is not None:
+                positions.append((stamp_ns, (fixed_from_child @ child_from_camera)[:3, 3]))
+        return Evidence(positions=tuple(positions))
+
+    def _ranges(self, camera_frame: str, stamp_ns: int) -> Evidence:
+        parts = []
+        for kept, points_of in ((self._scans, _scan_points), (self._depths, self._depth_points)):
+            message = _nearest(kept, stamp_ns)
+            if message is None:
+                continue
+            motion = self._lookup(camera_frame, message.header.frame_id.lstrip("/"))
+            if motion is None:
+                continue
+            points = points_of(message)  # type: ignore[operator]
+            parts.append(points @ motion[:3, :3].T + motion[:3, 3])
+        return Evidence(points=np.concatenate(parts)) if parts else NO_EVIDENCE
+
+    def _ground(self, camera_frame: str, camera_height: float) -> Evidence:
+        base_from_camera = self._tree.lookup(self._base_frame, camera_frame)
+        up = _UP_IF_LEVEL if base_from_camera is None else base_from_camera[2, :3]
+        if camera_height <= 0.0:
+            above = 0.0 if base_from_camera is None else float(base_from_camera[2, 3])
+            if above < _LOWEST_CAMERA_M:
+                self.fault = (
+                    f"camera_height is 0 and /tf_static does not say that the camera is above "
+                    f"'{self._base_frame}': set camera_height, or base_frame to one on the ground"
+                )
+                return NO_EVIDENCE
+            camera_height = above
+        self.fault = ""
+        return Evidence(up=up, height=camera_height)
+
+    def _depth_points(self, message: Image) -> np.ndarray:
+        """(N, 3) points of some pixels of a depth image, in its own frame."""
+        info = self._depth_camera
+        if info is None or not info.k[0] > 0 or not info.k[4] > 0 or not info.width:
+            self.fault = "no usable camera_info on scale/depth/camera_info"
+            return np.zeros((0, 3))
+        try:
+            depth = depth_to_metres(
+                np.frombuffer(message.data, np.uint8),
+                message.encoding,
+                message.height,
+                message.width,
+                message.step,
+                bool(message.is_bigendian),
+            )
+        except ImageError as error:
+            self.fault = f"scale/depth cannot be read: {error}"
+            return np.zeros((0, 3))
+        stride = max(1, max(depth.shape) // _DEPTH_GRID)
+        z = depth[::stride, ::stride]
+        rows, columns = np.mgrid[0 : depth.shape[0] : stride, 0 : depth.shape[1] : stride]
+        per_info = message.width / info.width  # the image may be a reduced one
+        x = ((columns + 0.5) / per_info - 0.5 - info.k[2]) / info.k[0] * z
+        y = ((rows + 0.5) / per_info - 0.5 - info.k[5]) / info.k[4] * z
+        return np.stack([x, y, z], -1).reshape(-1, 3)
+
+    def _lookup(self, target: str, source: str) -> np.ndarray | None:
+        motion = self._tree.lookup(target, source)
+        if motion is None:
+            self.fault = f"/tf_static does not connect '{source}' with '{target}'"
+        elif self.fault.startswith("/tf_static does not connect"):
+            self.fault = ""
+        return motion
+
+    # --- callbacks ---
+
+    def _subscribe(self, kind: type, topic: str, callback: Any) -> None:
+        self._subscriptions.append(
+            self._node.create_subscription(kind, topic, callback, qos_profile_sensor_data)
+        )
+
+    def _on_odometry(self, message: Odometry) -> None:
+        self._keep_pose(message.header, message.child_frame_id.lstrip("/"), message.pose.pose)
+
+    def _on_pose(self, message: PoseStamped) -> None:
+        self._keep_pose(message.header, "", message.pose)
+
+    def _keep_pose(self, header: Header, child: str, pose: Any) -> None:
+        transform = Transform(rotation=pose.orientation)
+        place = transform.translation
+        place.x, place.y, place.z = pose.position.x, pose.position.y, pose.position.z
+        try:
+            motion = motion_from_transform(transform)
+        except ValueError as error:
+            self.fault = f"a pose for the scale cannot be used: {error}"
+            return
+        with self._lock:
+            self._poses.append((_stamp_ns(header), child, motion))
+            self._poses_heard += 1
+
+    def _on_scan(self, message: LaserScan) -> None:
+        if len(message.ranges) > _MAX_RANGES:
+            self.fault = f"a scan of {len(message.ranges)} ranges is not used"
+            return
+        with self._lock:
+            self._scans.append(message)
+
+    def _on_depth(self, message: Image) -> None:
+        with self._lock:
+            self._depths.append(message)
+
+    def _on_depth_camera(self, message: CameraInfo) -> None:
+        with self._lock:
+            self._depth_camera = message
+
+
+def _scan_points(message: LaserScan) -> np.ndarray:
+    """(N, 3) points of a scan in its own frame; what is out of its range is left out."""
+    ranges = np.asarray(message.ranges, np.float64)
+    angles = message.angle_min + message.angle_increment * np.arange(ranges.size)
+    good = np.isfinite(ranges) & (ranges >= message.range_min) & (ranges <= message.range_max)
+    ranges, angles = ranges[good], angles[good]
+    flat = np.zeros_like(ranges)
+    return np.stack([ranges * np.cos(angles), ranges * np.sin(angles), flat], -1)
+
+
+def _nearest(messages: Collection[Any], stamp_ns: int) -> Any:
+    """The message of the same moment as an image, or None."""
+    best = min(messages, key=lambda m: abs(_stamp_ns(m.header) - stamp_ns), default=None)
+    if best is None or abs(_stamp_ns(best.header) - stamp_ns) > _SAME_MOMENT_S * 1e9:
+        return None
+    return best
+
+
+def _stamp_ns(header: Header) -> int:
+    return int(header.stamp.sec * 1_000_000_000 + header.stamp.nanosec)
