@@ -108,6 +108,7 @@ class Controller:
         self._asked_clock = 0.0
         self._presses = stop.presses
         self._stopped = False
+        self._computing = False
         self._failure = ""
 
     # --- what arrives ---
@@ -161,7 +162,7 @@ class Controller:
             going = self._plan.left(self.clock) > 0.0 and not self._reset
             if going and self.clock - self._asked_clock < self._replan_actions:
                 return None
-            self._asked, self._asked_clock = asked, self.clock
+            self._asked, self._asked_clock, self._computing = asked, self.clock, True
             reset, self._reset = self._reset, False
             oldest_ns = gate.oldest_ns()
             return Ticket(
@@ -178,6 +179,7 @@ class Controller:
     def offer(self, chunk: Chunk, now_ns: int) -> Drop | None:
         """Take a policy's answer; None: it is carried out from the next tick on."""
         with self._lock:
+            self._computing = False
             self._notice_stop()
             drop = self._judge(chunk, now_ns)
             if drop is not None:
@@ -191,6 +193,7 @@ class Controller:
     def policy_failed(self, words: str) -> None:
         """The policy was asked and gave no actions."""
         with self._lock:
+            self._computing = False
             self.drops.add(Drop.POLICY_ERROR)
             self._failure = words
 
@@ -292,9 +295,11 @@ class Controller:
             return Reason.NONE, ""
         if self._failure:
             return Reason.POLICY_FAILED, self._failure
-        if self._drive.commanded and not self._reset:
+        if self._reset or not self._drive.commanded:
+            return Reason.NO_CHUNK, "waiting for the policy's first answer"
+        if self._computing:
             return Reason.CHUNK_USED_UP, "the policy is slower than its horizon"
-        return Reason.NO_CHUNK, "waiting for the policy's first answer"
+        return Reason.CHUNK_USED_UP, "nothing new has come since the policy's last answer"
 
     def _command(self, reason: Reason, seconds: float) -> Command | None:
         if reason is not Reason.NONE:

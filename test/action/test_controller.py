@@ -1,0 +1,584 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is commanded, and when it is not: every reason to stop, and the way back from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monitor import JointMonitor
+from robots import JOINTS, NEEDS, NS, PERIOD_S, SPEC, TWIST, Rig, limits
+
+from omnistream_ros.action.blending import Blending
+from omnistream_ros.action.drive import Command
+from omnistream_ros.action.policy import Needs
+from omnistream_ros.action.safety import Drop, Reason, State
+
+
+def _still(commands: list[Command | None]) -> bool:
+    """Whether these commands are all the same, and at rest."""
+    known = [c for c in commands if c is not None]
+    same = all((c.positions == known[0].positions).all() for c in known)
+    return same and all((c.velocities == 0.0).all() and (c.motion == 0.0).all() for c in known)
+
+
+def test_nothing_is_commanded_before_everything_is_there() -> None:
+    rig = Rig()
+    assert rig.tick() is None
+    assert rig.controller.decision.reason is Reason.NO_PROPRIOCEPTION
+    rig.feel()
+    assert rig.tick() is None
+    assert rig.controller.decision.reason is Reason.NO_FEATURES
+    rig.see()
+    assert rig.tick() is None
+    assert rig.controller.decision.reason is Reason.NO_CHUNK
+    assert rig.controller.decision.state is State.WAITING
+    rig.think()
+    command = rig.tick()
+    assert command is not None
+    assert rig.controller.decision.state is State.EXECUTING
+    # The first command lies where the robot is.
+    assert command.positions == pytest.approx([0.1, -0.2], abs=2.0 * PERIOD_S**2 + 1e-9)
+
+
+def test_it_goes_where_the_policy_wants() -> None:
+    rig = Rig()
+    rig.target = np.array([0.5, -0.4])
+    rig.live(200)
+    assert list(rig.positions.values()) == pytest.approx([0.5, -0.4], abs=1e-3)
+
+
+@pytest.mark.parametrize("stop_mode", ["hold", "ramp"])
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda rig: rig.feel() or rig.think(), Reason.FEATURES_STALE),
+        (lambda rig: rig.see() or rig.think(), Reason.PROPRIOCEPTION_STALE),
+        (lambda rig: (rig.feel(), rig.see()), Reason.CHUNK_USED_UP),
+        (
+            lambda rig: (rig.feel(), rig.see(), rig.think(data=np.full((8, 2), np.nan))),
+            Reason.POLICY_FAILED,
+        ),
+        (
+            lambda rig: (rig.feel(), rig.see(), rig.think(data=np.zeros((7, 2)))),
+            Reason.POLICY_FAILED,
+        ),
+    ],
+)
+def test_every_missing_input_stops_the_robot_and_its_return_lets_it_go_on(
+    spoil: Callable[[Rig], object], reason: Reason, stop_mode: str
+) -> None:
+    rig = Rig(stop_mode=stop_mode, features_timeout=0.3)
+    rig.target = np.array([1.0, -1.0])
+    rig.live(20)
+    moving = rig.live(1)[0]
+    assert moving is not None
+    assert abs(moving.velocities[0]) > 0.3
+    for _ in range(200):
+        spoil(rig)
+        last = rig.tick()
+        if rig.controller.decision.state is not State.EXECUTING:
+            break
+    assert rig.controller.decision.state is State.HOLDING
+    assert rig.controller.decision.reason is reason, rig.controller.decision
+    assert rig.controller.decision.detail
+    held = []
+    for _ in range(40):
+        spoil(rig)
+        held.append(rig.tick())
+        assert rig.controller.decision.state is not State.EXECUTING
+    if stop_mode == "hold":
+        assert _still([last, *held])
+    assert _still(held[20:])
+    assert rig.controller.holds.snapshot()[reason.value] >= 1
+    on = rig.live(60)
+    assert rig.controller.decision.state is State.EXECUTING
+    assert on[-1] is not None
+    assert on[-1].positions[0] > held[-1].positions[0]
+
+
+def test_the_ramp_keeps_the_acceleration_limit() -> None:
+    rig = Rig(stop_mode="ramp")
+    rig.target = np.array([1.0, -1.0])
+    rig.live(30)
+    before = rig.live(1)[0]
+    speeds = [before.velocities]
+    for _ in range(100):
+        rig.feel()
+        command = rig.tick()
+        speeds.append(command.velocities)
+    changes = np.abs(np.diff(speeds, axis=0))
+    assert changes.max() <= 2.0 * PERIOD_S + 1e-9
+    assert (speeds[-1] == 0.0).all()
+
+
+def test_a_late_turn_of_the_loop_holds_once() -> None:
+    rig = Rig()
+    rig.target = 1.0
+    rig.live(20)
+    before = dict(rig.positions)
+    rig.feel()
+    rig.see()
+    rig.think()
+    command = rig.tick(seconds=0.3)
+    assert rig.controller.decision.reason is Reason.LATE_TICK
+    assert command.positions == pytest.approx(list(before.values()))
+    rig.live(2)
+    assert rig.controller.decision.state is State.EXECUTING
+    assert rig.controller.holds.snapshot() == {"late_tick": 1}
+
+
+def test_time_that_goes_back_forgets_everything() -> None:
+    rig = Rig()
+    rig.live(20)
+    ticket = rig.controller.begin(rig.now_ns)
+    rig.see()
+    ticket = rig.controller.begin(rig.now_ns) or ticket
+    rig.now_ns -= 500 * NS
+    held = [rig.tick()]
+    assert rig.controller.decision.state is State.HOLDING
+    assert rig.controller.drops.snapshot()["clock_backwards"] == 1
+    assert rig.controller.offer(rig.chunk(ticket), rig.now_ns) is Drop.CLOCK_BACKWARDS
+    held.append(rig.tick())
+    assert _still(held)
+    rig.live(3)
+    assert rig.controller.decision.state is State.EXECUTING
+
+
+def test_a_clock_that_stands_still_commands_nothing() -> None:
+    rig = Rig()
+    rig.live(5)
+    assert rig.tick(seconds=0.0) is None
+
+
+# --- streams ---
+
+
+def test_frames_that_go_back_are_refused() -> None:
+    rig = Rig()
+    rig.live(5)
+    assert rig.see(frame_index=2) is Drop.FRAME_BACKWARDS
+    assert rig.see(stamp_ns=rig.now_ns - NS // 10) is Drop.FRAME_BACKWARDS
+    rig.epoch = 3
+    assert rig.see() is None
+    assert rig.see(epoch=2) is Drop.EPOCH_BACKWARDS
+    assert rig.see(stream_id="another") is Drop.OTHER_STREAM
+    assert rig.see(delay_s=0.6) is Drop.FEATURES_OLD
+    assert rig.see(delay_s=-0.2) is Drop.FEATURES_FUTURE
+    counts = rig.controller.drops.snapshot()
+    assert (counts["frame_backwards"], counts["epoch_backwards"]) == (2, 1)
+    assert counts["features_old"] == counts["features_from_the_future"] == 1
+
+
+def test_two_publishers_never_take_turns() -> None:
+    rig = Rig()
+    rig.live(5)
+    refused = 0
+    for number in range(100):
+        rig.see()
+        refused += rig.see(stream_id="twin", frame_index=1000 + number) is Drop.OTHER_STREAM
+        rig.feel()
+        rig.think()
+        rig.tick()
+        assert rig.controller.decision.state is State.EXECUTING
+    assert refused == 100
+
+
+def test_a_stream_that_was_restarted_is_followed_once_the_old_one_is_stale() -> None:
+    rig = Rig()
+    rig.live(5)
+    rig.frame = -1
+    first = rig.see()
+    assert first is Drop.FRAME_BACKWARDS
+    for _ in range(60):
+        rig.feel()
+        rig.tick()
+    assert rig.controller.decision.reason is Reason.FEATURES_STALE
+    assert "frame_backwards" in rig.controller.decision.detail
+    assert rig.see() is None
+    rig.live(3)
+    assert rig.controller.decision.state is State.EXECUTING
+
+
+def test_a_new_epoch_voids_what_was_planned_and_what_is_being_computed() -> None:
+    rig = Rig()
+    rig.live(5)
+    rig.see()
+    ticket = rig.controller.begin(rig.now_ns)
+    rig.tick()
+    rig.epoch, rig.frame = 1, -1
+    assert rig.see() is None
+    assert rig.controller.offer(rig.chunk(ticket), rig.now_ns) is Drop.CHUNK_EPOCH
+    rig.feel()
+    held = rig.tick()
+    assert rig.controller.decision.state is State.HOLDING
+    assert _still([held])
+    following = rig.controller.begin(rig.now_ns)
+    assert following.reset
+    assert rig.controller.offer(rig.chunk(following), rig.now_ns) is None
+    rig.tick()
+    assert rig.controller.decision.state is State.EXECUTING
+
+
+# --- joints ---
+
+
+def test_joints_may_come_in_any_order_and_in_parts() -> None:
+    rig = Rig()
+    rig.see()
+    assert rig.feel(elbow=-0.2, other=9.0) is None
+    rig.tick()
+    assert "no position of shoulder" in rig.controller.decision.detail
+    assert "elbow, other" in rig.controller.decision.detail
+    assert rig.feel(shoulder=0.1) is None
+    ticket = rig.controller.begin(rig.now_ns)
+    assert ticket.joints == pytest.approx([0.1, -0.2])  # in the policy's order
+
+
+def test_bad_joint_states_are_refused() -> None:
+    rig = Rig()
+    offer, now = rig.controller.joints_arrived, rig.now_ns
+    assert offer(["shoulder"], [0.0, 1.0], now, now) is Drop.JOINTS_MALFORMED
+    assert offer(["elbow", "elbow"], [0.0, 1.0], now, now) is Drop.JOINTS_MALFORMED
+    assert offer(["elbow"], [math.nan], now, now) is Drop.JOINTS_NOT_FINITE
+    assert offer(["elbow"], [0.0], now - NS, now) is Drop.JOINTS_OLD
+    assert offer(["elbow"], [0.0], 0, now) is Drop.JOINTS_OLD  # no stamp
+    assert offer(["elbow"], [0.0], now + NS, now) is Drop.JOINTS_FUTURE
+    assert offer(["elbow"], [0.0], now, now) is None
+    assert offer(["elbow"], [0.0], now - NS // 100, now) is Drop.JOINTS_BACKWARDS
+    assert offer(["wheel"], [math.nan], now, now) is None  # nobody asked for it
+
+
+def test_one_joint_that_falls_silent_is_enough() -> None:
+    rig = Rig()
+    rig.live(5)
+    for _ in range(20):
+        rig.see()
+        rig.feel(shoulder=0.1)
+        rig.think()
+        rig.tick()
+    assert rig.controller.decision.reason is Reason.PROPRIOCEPTION_STALE
+
+
+# --- instructions ---
+
+
+@pytest.mark.parametrize(
+    ("text", "drop"),
+    [
+        ("", Drop.INSTRUCTION_EMPTY),
+        ("  \n", Drop.INSTRUCTION_EMPTY),
+        ("x" * 100_000, Drop.INSTRUCTION_TOO_LONG),
+        ("ü" * 501, Drop.INSTRUCTION_TOO_LONG),
+        ("pick\x00up", Drop.INSTRUCTION_UNREADABLE),
+    ],
+)
+def test_a_bad_instruction_stops_until_a_good_one_comes(text: str, drop: Drop) -> None:
+    rig = Rig()
+    rig.live(5)
+    assert rig.controller.set_instruction(text, rig.now_ns)[0] is drop
+    held = rig.live(5)
+    assert rig.controller.decision.reason is Reason.INSTRUCTION_REFUSED
+    assert _still(held)
+    assert rig.controller.set_instruction("lean back", rig.now_ns)[0] is None
+    rig.live(2)
+    assert rig.controller.decision.state is State.EXECUTING
+
+
+def test_another_instruction_voids_what_was_computed_for_the_old_one() -> None:
+    rig = Rig()
+    rig.live(5)
+    rig.see()
+    ticket = rig.controller.begin(rig.now_ns)
+    rig.controller.set_instruction("lean back", rig.now_ns)
+    assert rig.controller.offer(rig.chunk(ticket), rig.now_ns) is Drop.CHUNK_INSTRUCTION
+    following = rig.controller.begin(rig.now_ns)
+    assert (following.instruction, following.reset) == ("lean back", True)
+
+
+def test_the_same_instruction_again_changes_nothing_but_its_age() -> None:
+    rig = Rig(instruction_timeout=1.0)
+    rig.live(40)
+    rig.controller.set_instruction("lean forward", rig.now_ns)
+    rig.live(40)
+    assert rig.controller.decision.state is State.EXECUTING
+    rig.live(15)
+    assert rig.controller.decision.reason is Reason.INSTRUCTION_STALE
+
+
+def test_without_an_instruction_nothing_moves() -> None:
+    rig = Rig(instruction="")
+    rig.live(3)
+    assert rig.controller.decision.reason is Reason.NO_INSTRUCTION
+
+
+def test_a_policy_that_reads_none_says_so() -> None:
+    rig = Rig(needs=Needs(features=NEEDS.features, joints=JOINTS))
+    assert rig.controller.set_instruction("", rig.now_ns)[0] is Drop.INSTRUCTION_UNUSED
+    rig.live(3)
+    assert rig.controller.decision.state is State.EXECUTING
+
+
+# --- chunks ---
+
+
+@pytest.mark.parametrize(
+    ("data", "drop"),
+    [
+        (np.full((8, 2), np.inf, np.float32), Drop.CHUNK_NOT_FINITE),
+        (np.where(np.eye(8, 2) > 0, np.nan, 0.0), Drop.CHUNK_NOT_FINITE),
+        (np.zeros((8, 2), complex), Drop.CHUNK_NOT_FINITE),
+        (np.full((8, 2), None), Drop.CHUNK_NOT_FINITE),
+        (np.zeros((2, 8), np.float32), Drop.CHUNK_SHAPE),
+        (np.zeros(16, np.float32), Drop.CHUNK_SHAPE),
+    ],
+)
+def test_a_chunk_that_is_none_is_dropped_as_a_whole(data: np.ndarray, drop: Drop) -> None:
+    rig = Rig()
+    rig.live(3)
+    rig.see()
+    assert rig.think(data=data) is drop
+    assert rig.controller.drops.snapshot() == {drop.value: 1}
+
+
+def test_a_policy_slower_than_its_horizon_is_told_and_counted() -> None:
+    """0.4 s of actions, answers after 0.5 s: the robot moves in between, and says why not more."""
+    rig = Rig()
+    reasons = set()
+    pending: tuple[int, object] | None = None
+    for _ in range(300):
+        rig.feel()
+        rig.see()
+        if pending is None:
+            ticket = rig.controller.begin(rig.now_ns)
+            pending = None if ticket is None else (rig.now_ns, ticket)
+        elif rig.now_ns - pending[0] >= NS // 2:
+            rig.controller.offer(rig.chunk(pending[1]), rig.now_ns)
+            pending = None
+        rig.tick()
+        reasons.add(rig.controller.decision.reason)
+        if rig.controller.decision.reason is Reason.CHUNK_USED_UP:
+            assert rig.controller.decision.detail == "the policy is slower than its horizon"
+    assert {Reason.NONE, Reason.CHUNK_USED_UP} <= reasons
+    assert rig.controller.holds.snapshot()["chunk_used_up"] >= 2
+
+
+def test_an_answer_to_an_old_observation_is_late_even_if_nothing_was_consumed() -> None:
+    rig = Rig()
+    rig.feel()
+    rig.see()
+    ticket = rig.controller.begin(rig.now_ns)
+    for _ in range(60):
+        rig.feel()
+        rig.see()
+        rig.tick()
+    assert rig.controller.offer(rig.chunk(ticket), rig.now_ns) is Drop.CHUNK_LATE
+
+
+def test_skipping_counts_consumed_actions_and_not_time() -> None:
+    rig = Rig()
+    rig.live(3)
+    rig.feel()
+    rig.see()
+    ticket = rig.controller.begin(rig.now_ns)
+    rig.tick()
+    rig.tick(seconds=0.3)  # the loop stood still: nothing was consumed in this time
+    assert rig.controller.decision.reason is Reason.LATE_TICK
+    ramp = np.linspace(0.0, 0.7, 8, dtype=np.float32)[:, None].repeat(2, axis=1)
+    assert rig.controller.offer(rig.chunk(ticket, data=ramp), rig.now_ns) is None
+    consumed = rig.controller.clock - ticket.anchor
+    assert consumed == pytest.approx(PERIOD_S / SPEC.dt)
+    due = rig.controller._plan.due(rig.controller.clock, 0.4)
+    assert due == pytest.approx(0.1 * consumed)
+
+
+def test_the_policy_is_asked_again_after_so_many_actions() -> None:
+    rig = Rig(replan_actions=4.0)
+    asked = []
+    for _ in range(50):
+        rig.feel()
+        rig.see()
+        ticket = rig.controller.begin(rig.now_ns)
+        if ticket is not None:
+            asked.append(rig.controller.clock)
+            rig.controller.offer(rig.chunk(ticket), rig.now_ns)
+        rig.tick()
+    assert np.diff(asked) == pytest.approx(4.0, abs=0.41)  # at the next turn of the loop
+
+
+# --- the emergency stop ---
+
+
+def test_the_emergency_stop_latches_until_it_is_cleared_by_hand() -> None:
+    rig = Rig()
+    rig.target = 1.0
+    rig.live(30)
+    before = list(rig.positions.values())
+    rig.stop.button(True, rig.now_ns, "topic")
+    held = rig.live(50)
+    assert rig.controller.decision.state is State.STOPPED
+    assert held[0].positions == pytest.approx(before)
+    assert _still(held)
+    rig.stop.button(False, rig.now_ns, "topic")  # letting go clears nothing
+    assert _still(rig.live(10))
+    assert rig.controller.decision.state is State.STOPPED
+    assert rig.stop.clear(rig.now_ns, 0.0) == ""
+    rig.live(3)
+    assert rig.controller.decision.state is State.EXECUTING
+
+
+def test_it_cannot_be_cleared_while_the_button_is_down() -> None:
+    rig = Rig()
+    rig.stop.button(True, rig.now_ns, "topic")
+    assert "still down" in rig.stop.clear(rig.now_ns, 0.0)
+    assert rig.stop.latched
+
+
+def test_what_was_computed_before_a_stop_is_void_after_it() -> None:
+    rig = Rig()
+    rig.live(5)
+    rig.see()
+    ticket = rig.controller.begin(rig.now_ns)
+    rig.stop.press("service")
+    assert rig.controller.offer(rig.chunk(ticket), rig.now_ns) is Drop.CHUNK_STOPPED
+    rig.stop.clear(rig.now_ns, 0.0)  # before the loop turned even once
+    assert rig.controller.offer(rig.chunk(ticket), rig.now_ns) is Drop.CHUNK_STOPPED
+    rig.feel()
+    rig.tick()
+    assert rig.controller.decision.state is not State.EXECUTING
+
+
+def test_a_button_that_falls_silent_is_pressed() -> None:
+    rig = Rig()
+    rig.stop.watch(rig.now_ns, 0.0)
+    assert not rig.stop.latched  # none is expected
+    rig.stop.watch(rig.now_ns, 0.5)
+    assert rig.stop.latched
+    assert "heartbeat must come first" in rig.stop.clear(rig.now_ns, 0.5)
+    rig.stop.button(False, rig.now_ns, "topic")
+    assert rig.stop.clear(rig.now_ns, 0.5) == ""
+    rig.stop.watch(rig.now_ns + NS, 0.5)
+    assert "no word from the button" in rig.stop.source
+
+
+# --- spaces ---
+
+
+def test_a_twist_needs_no_joints_and_stops_at_zero() -> None:
+    rig = Rig(TWIST, Needs(features=NEEDS.features))
+    rig.target = np.array([0.3, -0.4, 0.7])
+    commands = rig.live(60)
+    assert commands[-1].motion == pytest.approx([0.3, -0.4])
+    assert commands[-1].positions == pytest.approx([0.7])  # the gripper
+    for _ in range(40):
+        stopped = rig.tick()
+    assert (stopped.motion == 0.0).all()
+    assert rig.controller.last_command().motion.tolist() == [0.0, 0.0]
+
+
+def test_nothing_was_commanded_so_nothing_is_the_safe_end() -> None:
+    assert Rig().controller.last_command() is None
+
+
+def test_the_safe_end_is_the_last_position_at_rest() -> None:
+    rig = Rig()
+    rig.target = 1.0
+    last = rig.live(30)[-1]
+    end = rig.controller.last_command()
+    assert (end.positions == last.positions).all()
+    assert (end.velocities == 0.0).all()
+
+
+def test_leaving_the_dry_run_begins_where_the_robot_is() -> None:
+    rig = Rig()
+    rig.follows = False
+    rig.target = 1.0
+    rig.live(100)
+    rig.controller.start_over()
+    first = next(c for c in rig.live(5) if c is not None)
+    assert first.positions == pytest.approx([0.1, -0.2], abs=1e-3)
+
+
+def test_a_robot_that_was_moved_by_hand_is_taken_up_where_it_is() -> None:
+    rig = Rig()
+    rig.live(30)
+    rig.stop.press("hand")
+    rig.live(2)
+    rig.positions, rig.follows = {"shoulder": 0.9, "elbow": 1.5}, False
+    rig.live(2)
+    rig.stop.clear(rig.now_ns, 0.0)
+    commands = rig.live(4)
+    assert rig.controller.decision.state is State.EXECUTING
+    assert commands[-1].positions == pytest.approx([0.9, 1.5], abs=0.01)
+
+
+# --- whatever happens ---
+
+_events = st.lists(
+    st.tuples(
+        st.sampled_from(
+            "live live live silence nan wild late stop clear epoch old text empty jump shape "
+            "over".split()
+        ),
+        st.floats(-50.0, 50.0),
+        st.floats(0.001, 0.15),
+    ),
+    min_size=5,
+    max_size=60,
+)
+
+
+@given(
+    _events, st.sampled_from(["latest", "linear", "ensemble"]), st.sampled_from(["hold", "ramp"])
+)
+@settings(deadline=None, max_examples=150)
+def test_no_unsafe_command_whatever_happens(events: list, blending: str, stop_mode: str) -> None:
+    rig = Rig(blending=Blending(blending), stop_mode=stop_mode)
+    monitor = JointMonitor(
+        low=dict(zip(JOINTS, SPEC.low, strict=True)),
+        high=dict(zip(JOINTS, SPEC.high, strict=True)),
+        velocity=dict.fromkeys(JOINTS, 0.5),
+        acceleration=dict.fromkeys(JOINTS, 2.0),
+    )
+    monitor.start(rig.positions)
+    first = True
+    for kind, value, seconds in events:
+        if kind == "stop":
+            rig.stop.press("test")
+        elif kind == "clear":
+            rig.stop.clear(rig.now_ns, 0.0)
+        elif kind == "epoch":
+            rig.epoch += 1
+        elif kind in ("text", "empty"):
+            rig.controller.set_instruction("go" if kind == "text" else "", rig.now_ns)
+        elif kind == "jump":
+            rig.now_ns -= NS
+            first = True
+        elif kind == "over":
+            rig.controller.start_over()
+            monitor.start(rig.positions)
+        rig.target = value if kind == "wild" else np.array([value, -value]) / 50.0
+        if kind != "silence":
+            rig.feel()
+            rig.see(delay_s=1.0 if kind == "old" else 0.0)
+            spoilt = {"nan": np.full((8, 2), np.nan), "shape": np.zeros((3, 2))}
+            rig.think(**({"data": spoilt[kind]} if kind in spoilt else {}))
+        for _ in range(3):
+            elapsed = 0.5 if kind == "late" else seconds
+            command = rig.tick(elapsed)
+            if command is not None:
+                # Where no time is known to have passed, one period counts.
+                known = PERIOD_S if first else min(elapsed, 0.2)
+                positions = dict(zip(JOINTS, command.positions.tolist(), strict=True))
+                monitor.command(rig.now_ns / NS, known, positions)
+            first = False
+    assert monitor.faults == []
+
+
+def test_limits_of_columns() -> None:
+    of = limits(TWIST).of((2,))
+    assert (of.low.tolist(), of.high.tolist()) == ([0.0], [1.0])
