@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 from rclpy.clock import Clock, ClockType
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from rclpy.time import Time
 from std_msgs.msg import Bool, Header
 from std_srvs.srv import Trigger
 
 from omnistream_ros.action.chunk import Chunk
 from omnistream_ros.action.controller import Controller, Decision
+from omnistream_ros.action.drive import Command
 from omnistream_ros.action.limits import Limits
 from omnistream_ros.action.policy import Policy, PolicyError
 from omnistream_ros.action.safety import Drop, EmergencyStop, Reason, State
@@ -170,7 +172,7 @@ class ActionNode(ManagedNode):
             self._control_timer = None
         controller, self._controller = self._controller, None
         if controller is not None and self._outputs is not None:
-            self._send(controller.last_command())
+            self._send(controller.last_command(), self._now_ns())
         if self._inputs is not None:
             self._inputs.close()
         if self._worker is not None:
@@ -199,7 +201,7 @@ class ActionNode(ManagedNode):
         controller.settings = wish.safety
         if wish.dry_run != self._dry_run:
             self._change_dry_run(controller, wish.dry_run)
-        self._send(controller.tick(now_ns))
+        self._send(controller.tick(now_ns), now_ns)
         decision = controller.decision
         if (decision.state, decision.reason) != (self._told.state, self._told.reason):
             self._tell(decision)
@@ -208,15 +210,16 @@ class ActionNode(ManagedNode):
 
     def _change_dry_run(self, controller: Controller, dry_run: bool) -> None:
         """The robot is handed over at rest, in both directions."""
-        self._send(controller.last_command())
+        self._send(controller.last_command(), self._now_ns())
         controller.start_over()
         self._dry_run = dry_run
         words = "dry run: the robot gets no command" if dry_run else "the robot may move"
         self.get_logger().warning(words)
 
-    def _send(self, command: Any) -> None:
+    def _send(self, command: Command | None, now_ns: int) -> None:
         if command is not None and self._outputs is not None:
-            self._outputs.command(command, self.get_clock().now(), dry_run=self._dry_run)
+            now = Time(nanoseconds=now_ns, clock_type=ClockType.ROS_TIME)
+            self._outputs.command(command, now, dry_run=self._dry_run)
 
     def _tell(self, decision: Decision) -> None:
         if decision.state is State.EXECUTING:

@@ -32,13 +32,12 @@ class JointMonitor:
 
     def __post_init__(self) -> None:
         self._last: dict[str, float] | None = None
-        self._last_s = 0.0
         self._speed: dict[str, float] = {}
 
-    def start(self, positions: dict[str, float]) -> None:
-        """Where the robot stands, at rest, before the first command."""
-        self._last = dict(positions)
-        self._speed = dict.fromkeys(positions, 0.0)
+    def start(self, positions: dict[str, float] | None = None) -> None:
+        """Where the robot stands, at rest, before the first command; None: the first one says."""
+        self._last = None if positions is None else dict(positions)
+        self._speed = {}
 
     def command(self, stamp_s: float, seconds: float, positions: dict[str, float]) -> None:
         """A command given at a time, for so many seconds since the one before."""
@@ -57,13 +56,12 @@ class JointMonitor:
             self.largest_speed = max(self.largest_speed, abs(speed))
             if abs(speed) > self.velocity[name] * (1 + _ROUNDING) + _ROUNDING:
                 self._fault(stamp_s, name, f"moves with {speed:.6f}")
-            change = abs(speed - self._speed[name]) / seconds
+            change = abs(speed - self._speed.get(name, 0.0)) / seconds
             stands = self.stops_at_once and abs(position - before) < _ROUNDING
             if change > self.acceleration[name] * (1 + 1e-4) + 1e-4 and not stands:
                 self._fault(stamp_s, name, f"accelerates with {change:.6f}")
             self._speed[name] = speed
         self._last = dict(positions)
-        self._last_s = stamp_s
 
     def _fault(self, stamp_s: float, name: str, words: str) -> None:
         if len(self.faults) < 100:
