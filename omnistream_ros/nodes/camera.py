@@ -11,6 +11,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
@@ -25,8 +26,10 @@ from omnistream_ros.nodes.output_messages import ModelFacts, SourceFacts
 from omnistream_ros.nodes.outputs import OutputPublishers, OutputSettings
 from omnistream_ros.nodes.perception_parameters import PerceptionParameters
 from omnistream_ros.nodes.point_clouds import CloudSettings
+from omnistream_ros.nodes.scale_inputs import ScaleInputs
 from omnistream_ros.nodes.statistics import Snapshot, StreamStatistics
 from omnistream_ros.stream.frame import Frame
+from omnistream_ros.stream.metric_scale import MetricScale, ScaleState
 from omnistream_ros.stream.result import Outputs, Pose, StreamResult
 from omnistream_ros.stream.streams import Streams
 
@@ -40,6 +43,8 @@ class CameraSettings:
 
     input: InputSettings
     output: OutputSettings
+    camera_height: float
+    target_rate: float
     stall_timeout: float
 
 
@@ -67,6 +72,8 @@ def camera_settings(wish: PerceptionParameters) -> CameraSettings:
             path_length=wish.path_length,
             features=wish.feature_keys,
         ),
+        camera_height=wish.camera_height,
+        target_rate=wish.target_rate,
         stall_timeout=wish.stall_timeout,
     )
 
@@ -110,6 +117,8 @@ class Camera:
             topics are `image` and `~/depth/image`, not `NAME/image` and `~/NAME/depth/image`.
         stream_id: its name in messages.
         settings: asked once per frame, so that a frame never mixes old and new parameters.
+        scale: of the stream; one for depth and pose.
+        scale_inputs: of all cameras.
         on_tf: whether it may place frames on /tf; of several cameras one does.
     """
 
@@ -121,6 +130,8 @@ class Camera:
         model: ModelFacts,
         streams: Streams,
         settings: Callable[[], CameraSettings],
+        scale: MetricScale,
+        scale_inputs: ScaleInputs,
         *,
         on_tf: bool,
     ) -> None:
@@ -130,6 +141,8 @@ class Camera:
         self._model = model
         self._streams = streams
         self._settings = settings
+        self._scale = scale
+        self._scale_inputs = scale_inputs
         self._publishers = OutputPublishers(
             node, model, f"~/{name}/" if name else "~/", on_tf=on_tf
         )
@@ -151,6 +164,7 @@ class Camera:
     def start(self, inbox: Inbox, odometry: OdometryFrame) -> None:
         """Subscribe; everything about the stream before is forgotten."""
         self._begin()
+        self._scale.restart()
         self._odometry = odometry
         self._publishers.restart()
         prefix = f"{self.name}/" if self.name else ""
@@ -182,6 +196,33 @@ class Camera:
         """Let the next image begin a new epoch. Any thread."""
         self._reset.set()
 
+    def pause(self, paused: bool) -> None:
+        """Count images and use none, until called again with False or activated anew."""
+        if self._input is not None:
+            self._input.paused = paused
+            if paused:
+                self.publish_state(StreamStatus.PAUSED)
+
+    @property
+    def paused(self) -> bool:
+        """Whether images are counted and not used."""
+        return self._input is not None and self._input.paused
+
+    @property
+    def settings(self) -> CameraSettings:
+        """The parameters of this camera as they are now."""
+        return self._settings()
+
+    def scale_state(self) -> ScaleState:
+        """How the scale stands at the newest frame."""
+        stamp = self.place.header.stamp
+        return self._scale.state(stamp.sec * 1_000_000_000 + stamp.nanosec)
+
+    @property
+    def scale_fault(self) -> str:
+        """Why other sensors cannot say anything about the scale, in words."""
+        return self._scale_inputs.fault
+
     def hear_tf(self, message: TFMessage) -> None:
         """A message of /tf came: who else places which frame?"""
         if self._odometry is not None:
@@ -208,6 +249,9 @@ class Camera:
     def watch_for_silence(self) -> None:
         """Say so while no image comes; frames tell of themselves."""
         if self._input is None:
+            return
+        if self.paused:
+            self.publish_state(StreamStatus.PAUSED)
             return
         idle_s = self._statistics.idle_s()
         silent = idle_s > self.stall_timeout
@@ -239,6 +283,31 @@ class Camera:
     def publish_state(self, state: int) -> None:
         """Publish a StreamStatus that belongs to no frame."""
         self._publishers.status.publish(self._status(state, {}, 0.0))
+
+    # --- between frames ---
+
+    def set_scale(self, factor: float) -> None:
+        """Metres in one unit of the model from now on; 0: as the parameters ask for.
+
+        Raises:
+            ValueError: the factor is negative or not finite.
+        """
+        if factor == 0.0:
+            self._scale.unfix()
+        else:
+            self._scale.fix(factor)
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of all that the next frame depends on."""
+        return {
+            "stream": self._streams.state_dict(self.name),
+            "scale": self._scale.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken; ValueError if it belongs to another stream."""
+        self._scale.load_state_dict(state["scale"])
+        self._streams.load_state_dict(self.name, state["stream"])
 
     # --- from the thread that runs the model ---
 
@@ -275,12 +344,25 @@ class Camera:
 
     def wanted(self, work: Work) -> Outputs:
         """What somebody wants from a frame."""
-        return self._publishers.wanted(work.settings.output)
+        wanted = self._publishers.wanted(work.settings.output)
+        return dataclasses.replace(
+            wanted,
+            depth=wanted.depth
+            or (self._model.has_depth and self._scale.needs_depth(work.frame.stamp_ns)),
+            pose=wanted.pose or (self._model.has_pose and self._scale.needs_pose),
+        )
 
     def finish(self, work: Work, result: StreamResult) -> None:
         """Publish the result of a frame, and what it took."""
         stepped = time.monotonic()
         assert self._odometry is not None
+        evidence = self._scale_inputs.evidence(
+            self._scale.source,
+            work.source.header.frame_id.lstrip("/"),
+            result.stamp_ns,
+            work.settings.camera_height,
+        )
+        result = self._scale.apply(result, evidence)
         self._remember(work.source.header, result)
         self._publishers.publish(result, work.source, work.settings.output, self._odometry)
         end = time.monotonic()
@@ -332,6 +414,7 @@ class Camera:
     def _status(self, state: int, timings_ms: dict[str, float], latency_ms: float) -> StreamStatus:
         place = self.place
         received, processed, drops = self._statistics.counts()
+        scale = self.scale_state()
         return StreamStatus(
             header=place.header,
             stream_id=self.stream_id,
@@ -350,6 +433,9 @@ class Camera:
             stage_ms=list(timings_ms.values()),
             latency_ms=latency_ms,
             metric=bool(place.metric),
+            scale_source=scale.source,
+            scale_status=scale.status.value,
+            scale_factor=scale.factor,
             model_name=self._model.name,
             weights_sha256=self._model.sha256,
         )

@@ -36,6 +36,7 @@ class Drop(str, enum.Enum):
     STAMP_REPEATED = "stamp_repeated"
     STAMP_BACKWARDS = "stamp_backwards"
     DEACTIVATED = "deactivated"
+    PAUSED = "paused"
 
 
 class BadImageError(ValueError):

@@ -98,6 +98,7 @@ class ImageInput:
         self._info_topic = node.resolve_topic_name(topics[1])
         self._waiting_since_s: float | None = None
         self._patient = True
+        self.paused = False  # count images, use none
         self._subscriptions: list[Subscription] = []
         try:
             # A suffix belongs to what the name is remapped to, as in image_transport.
@@ -177,6 +178,9 @@ class ImageInput:
     def _on_image(self, message: Any) -> None:
         receipt_s = time.monotonic()
         self._statistics.image_received()
+        if self.paused:
+            self._statistics.image_dropped(Drop.PAUSED.value)
+            return
         settings = self._settings()
         stamp = message.header.stamp
         if settings.stamps == "receipt":

@@ -67,6 +67,9 @@ def load_engine(
         layers=network.config.depth,
         has_depth=network.depth_head is not None,
         has_pose=network.camera_head is not None or network.matching_head is not None,
+        metric=network.config.metric,
+        licence=card.licence,
+        accuracy=card.accuracy,
     )
     return engine, facts
 

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +32,9 @@ class ModelFacts:
     layers: int
     has_depth: bool
     has_pose: bool
+    metric: bool = False
+    licence: str = ""
+    accuracy: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

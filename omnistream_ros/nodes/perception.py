@@ -33,8 +33,12 @@ from omnistream_ros.nodes.output_messages import ModelFacts
 from omnistream_ros.nodes.parameters import ParameterSet
 from omnistream_ros.nodes.perception_parameters import PerceptionParameters
 from omnistream_ros.nodes.process import run
+from omnistream_ros.nodes.scale_inputs import ScaleInputs
+from omnistream_ros.nodes.stream_services import StreamServices, flattened
 from omnistream_ros.nodes.worker import StreamWorker
+from omnistream_ros.srv import GetInfo
 from omnistream_ros.stream.engines import Engine
+from omnistream_ros.stream.metric_scale import MetricScale
 from omnistream_ros.stream.streams import Streams
 
 NODE_NAME = "omnistream_perception"
@@ -53,6 +57,7 @@ class PerceptionNode(ManagedNode):
         self._pose_camera = ""
         self._tf_subscriptions: list = []
         self._resets: list = []
+        self._scale_inputs: ScaleInputs | None = None
         self._tree = StaticTree()
         self._inbox: Inbox | None = None
         self._worker: StreamWorker | None = None
@@ -66,6 +71,13 @@ class PerceptionNode(ManagedNode):
             self, self.parameters.diagnostics_period, self._reports, before=self._watch_for_silence
         )
         self.create_service(Trigger, "~/reset", self._reset_service(""))
+        StreamServices(
+            self,
+            facts=lambda: self._model,
+            running=self._running,
+            describe=self._describe,
+            folder=lambda: self.parameters.state_directory,
+        )
         if self.parameters.autostart:
             # As the first callback: loading must not keep the process from answering signals.
             self.create_guard_condition(self._bring_itself_up).trigger()
@@ -100,6 +112,10 @@ class PerceptionNode(ManagedNode):
             self.create_subscription(TFMessage, "/tf_static", self._on_tf_static, latched),
             self.create_subscription(TFMessage, "/tf", self._on_tf, qos_profile_sensor_data),
         ]
+        own = {name: self._options.of(name) for name in names}
+        self._scale_inputs = ScaleInputs(
+            self, self._tree, wish.base_frame, {values.scale for values in own.values()}
+        )
         stream_id = wish.stream_id or self.get_fully_qualified_name()
         for name in names:
             self._cameras[name] = Camera(
@@ -108,7 +124,9 @@ class PerceptionNode(ManagedNode):
                 f"{stream_id}/{name}" if name else stream_id,
                 self._model,
                 self._streams,
-                settings=self._settings_of(name),
+                self._settings_of(name),
+                MetricScale(own[name].scale, own[name].scale_factor),
+                self._scale_inputs,
                 on_tf=name == self._pose_camera,
             )
             if name:
@@ -158,6 +176,9 @@ class PerceptionNode(ManagedNode):
         for service in self._resets:
             self.destroy_service(service)
         self._tf_subscriptions, self._resets = [], []
+        if self._scale_inputs is not None:
+            self._scale_inputs.close()
+        self._scale_inputs = None
         self._tree = StaticTree()
         for camera in self._cameras.values():
             camera.destroy()
@@ -196,6 +217,26 @@ class PerceptionNode(ManagedNode):
     def _watch_for_silence(self) -> None:
         for camera in self._cameras.values():
             camera.watch_for_silence()
+
+    # --- what services ask for ---
+
+    def _running(self) -> tuple[Streams, StreamWorker, dict[str, Camera]] | None:
+        if self._worker is None or self._streams is None:
+            return None
+        return self._streams, self._worker, self._cameras
+
+    def _describe(self, response: GetInfo.Response) -> None:
+        assert self._model is not None
+        assert self._engine is not None
+        assert self._streams is not None
+        accuracy = flattened(self._model.accuracy)
+        response.licence, response.metric = self._model.licence, self._model.metric
+        response.accuracy_names, response.accuracy_values = list(accuracy), list(accuracy.values())
+        response.device, response.engine = self._device, self._engine.name
+        response.precision = self.parameters.precision
+        response.cameras = [name for name in self._cameras if name]
+        response.context_capacity = self._streams.context_capacity
+        response.cache_bytes = sum(map(self._streams.cache_bytes, self._cameras))
 
     # --- inner workings ---
 

@@ -13,6 +13,7 @@ from omnistream_ros.nodes.output_messages import DEPTH_ENCODINGS
 from omnistream_ros.nodes.parameters import Change, option
 from omnistream_ros.nodes.transports import TRANSPORTS
 from omnistream_ros.stream.engines import ENGINES
+from omnistream_ros.stream.metric_scale import SCALE_SOURCES
 from omnistream_ros.stream.result import FeatureKey, FeatureKind
 
 _CONFIGURE = Change.UNCONFIGURED
@@ -225,6 +226,38 @@ class PerceptionParameters:
         own=True,
     )
 
+    scale: str = option(
+        "model",
+        "Where the scale of depth and pose comes from: model, fixed (scale_factor), height (of the "
+        "camera above the ground), odometry (topics scale/odometry, scale/pose), range (topics "
+        "scale/scan, scale/depth).",
+        choices=SCALE_SOURCES,
+        change=_CONFIGURE,
+        own=True,
+    )
+    scale_factor: float = option(
+        1.0,
+        "Metres in one unit of the model; for scale: fixed.",
+        low=0.001,
+        high=1000.0,
+        change=_CONFIGURE,
+        own=True,
+    )
+    camera_height: float = option(
+        0.0,
+        "Metres from the ground to the camera, for scale: height; 0: its height above base_frame.",
+        low=0.0,
+        high=1000.0,
+        change=Change.ANY_TIME,
+        own=True,
+    )
+    state_directory: str = option(
+        "",
+        "Folder of the services save_state and restore_state; empty: omnistream in $ROS_HOME or "
+        "~/.ros.",
+        change=Change.ANY_TIME,
+    )
+
     stream_id: str = option(
         "",
         "Name of the stream in messages, with /NAME for each of several cameras; empty: the node's "
@@ -345,6 +378,14 @@ class PerceptionParameters:
         "are accepted.",
         low=0.0,
         high=60.0,
+        change=Change.ANY_TIME,
+        own=True,
+    )
+    target_rate: float = option(
+        0.0,
+        "Images per second that have to be processed; fewer are a warning in /diagnostics. 0: any.",
+        low=0.0,
+        high=1000.0,
         change=Change.ANY_TIME,
         own=True,
     )

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from omnistream_ros.nodes.camera import Camera
 from omnistream_ros.nodes.inbox import Inbox, PendingImage
@@ -34,6 +35,7 @@ class StreamWorker:
         self._cameras = {camera.name: camera for camera in cameras}
         self._inbox = inbox
         self._on_fault = on_fault
+        self._in_work = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="stream", daemon=True)
         self._thread.start()
 
@@ -41,11 +43,21 @@ class StreamWorker:
         """Wait for the thread's end; the inbox must be closed before."""
         self._thread.join()
 
+    @contextlib.contextmanager
+    def between_frames(self) -> Iterator[None]:
+        """Wait for the frame in work; while the context is open, streams and cameras stand still.
+
+        For another thread that wants to look at them or change them.
+        """
+        with self._in_work:
+            yield
+
     def _run(self) -> None:
         try:
             at_once = self._streams.at_once
             while (images := self._inbox.take(at_once, self._patience)) is not None:
-                self._process(images)
+                with self._in_work:
+                    self._process(images)
         except Exception as error:  # the node logs it and goes to error processing
             self._on_fault(error)
 

@@ -91,6 +91,11 @@ class MetricScale:
             self.fix(factor)
 
     @property
+    def source(self) -> str:
+        """Where the scale comes from, whatever it was fixed to."""
+        return self._source
+
+    @property
     def factor(self) -> float:
         """Metres in one unit of the model, as far as is known; 1 as long as it is not."""
         if self._fixed is not None:

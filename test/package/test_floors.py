@@ -18,7 +18,7 @@ ANYWHERE = {"cv2", "matplotlib", "numpy", "rosbags", "safetensors", "torch"}
 OUTSIDE = {
     "model": {"safetensors", "torch"},
     "action": {"msgpack", "numpy", "onnxruntime", "websockets"},
-    "stream": {"cv2", "numpy", "onnxruntime", "onnxscript", "torch"},
+    "stream": {"cv2", "numpy", "onnxruntime", "onnxscript", "safetensors", "torch"},
     "evaluation": {*ANYWHERE, "ray"},
     "training": {*ANYWHERE, "moderngl"},
     "cli": {"torch"},
