@@ -28,12 +28,24 @@ KEYS = {
     "yaml": "python3-yaml",
 }
 # rosdep has no key for these, or a version that is too old; setup.cfg names them.
-KEYLESS = {"moderngl", "onnx", "onnxscript", "ray", "safetensors", "viser", "websockets"}
+KEYLESS = {
+    "metaworld",
+    "moderngl",
+    "mujoco",
+    "onnx",
+    "onnxscript",
+    "ray",
+    "safetensors",
+    "viser",
+    "websockets",
+}
 # Imported where they are used only; the extra that brings them.
 EXTRAS = {
+    "metaworld": "simulation",
     "msgpack": "openpi",
     "websockets": "openpi",
     "moderngl": "train",
+    "mujoco": "simulation",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
     "ray": "ray",

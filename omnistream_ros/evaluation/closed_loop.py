@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A policy in a simulator, without ROS: the same features and chunks, many attempts in little time.
+
+Here the world waits for the policy. `delay` gives it back what a real robot has not: the chunk that
+was computed from a frame is carried out only so many frames later.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnistream_ros.action.blending import Blending, Plan
+from omnistream_ros.action.chunk import Chunk, Origin
+from omnistream_ros.action.policy import Observation, Policy
+from omnistream_ros.simulation.environment import STEPS_PER_FRAME, Environment
+from omnistream_ros.simulation.episodes import frames_of
+
+_SURE = 1.959964  # deviations of a normal distribution that hold 95 % of it
+
+
+class Eyes(Protocol):
+    """Turns the images of one camera into features, see `stream_features`."""
+
+    def reset(self) -> None: ...
+
+    def look(self, image: NDArray[np.uint8], time_s: float) -> dict[str, NDArray[np.float32]]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """One try at a task: which, by what seed, how it ended and after how long."""
+
+    task: str
+    seed: int
+    success: bool
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """Share of attempts that succeeded, with its 95 % confidence interval."""
+
+    attempts: int
+    successes: int
+
+    @property
+    def share(self) -> float:
+        return self.successes / self.attempts if self.attempts else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's score interval (1927): good for few attempts and shares near 0 or 1, too."""
+        n, p, z = self.attempts, self.share, _SURE
+        if n == 0:
+            return 0.0, 1.0
+        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return max(0.0, middle - half), min(1.0, middle + half)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.share:3.0f} % ({100 * low:.0f} to {100 * high:.0f})"
+
+
+def rates(attempts: Iterable[Attempt]) -> dict[str, Rate]:
+    """Success by task, in the order of the attempts."""
+    found: dict[str, Rate] = {}
+    for attempt in attempts:
+        old = found.get(attempt.task, Rate(0, 0))
+        found[attempt.task] = Rate(old.attempts + 1, old.successes + attempt.success)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """How a policy is connected to an environment.
+
+    Attributes:
+        policy: what acts.
+        eyes: makes the features that it reads; None if it reads none.
+        blending: how its chunks are joined.
+        delay: frames between an observation and the actions that come from it.
+    """
+
+    policy: Policy
+    eyes: Eyes | None
+    blending: Blending = dataclasses.field(default_factory=Blending)
+    delay: int = 0
+
+    def attempt(
+        self,
+        env: Environment,
+        seed: int,
+        embedding: NDArray[np.float32] | None,
+        watch: Callable[[Environment], None] = lambda env: None,
+    ) -> Attempt:
+        """One try, until success or until the time of the task is over.
+
+        Args:
+            embedding: of the instruction.
+            watch: called at every frame.
+
+        Raises:
+            ValueError: the policy reads or commands axes that the environment does not have.
+            PolicyError: the policy failed.
+        """
+        names = [axis.name for axis in env.axes]
+        read = [_index(names, name) for name in self.policy.needs.joints]
+        told = [_index(names, name) for name in self.policy.spec.names]
+        env.reset(seed)
+        if self.eyes is not None:
+            self.eyes.reset()
+        self.policy.reset()
+        plan, clock = Plan(self.policy.spec, self.blending), 0.0
+        waiting: deque[Chunk] = deque()
+        command = env.positions()
+        frames = frames_of(env.task, env.step_s)
+        for frame in range(frames):
+            watch(env)
+            seen = env.observe()
+            features = self.eyes.look(seen.image, seen.time_s) if self.eyes is not None else {}
+            rows = self.policy.act(
+                Observation(
+                    features={
+                        (need.stream, need.key): features[need.key]
+                        for need in self.policy.needs.features
+                    },
+                    joints=seen.positions[read],
+                    instruction=env.task.instructions[0],
+                    embedding=embedding,
+                )
+            )
+            stamp = round(1e9 * seen.time_s)
+            waiting.append(Chunk(frame + 1, (Origin("", 0, frame, stamp),), stamp, clock, 0, rows))
+            if len(waiting) > self.delay:
+                plan.add(waiting.popleft(), clock)
+            for _ in range(STEPS_PER_FRAME):
+                due = plan.due(clock, 1 / STEPS_PER_FRAME)
+                if due is not None:
+                    command[told] = due
+                env.advance(command)
+                clock += 1 / STEPS_PER_FRAME
+            if env.success:
+                break
+        return Attempt(env.task.name, seed, env.success, (frame + 1) * STEPS_PER_FRAME * env.step_s)
+
+
+def _index(names: list[str], name: str) -> int:
+    if name not in names:
+        raise ValueError(
+            f"the policy speaks of the axis {name!r}, the robot has {', '.join(names)}: it was "
+            "trained for another robot"
+        )
+    return names.index(name)
