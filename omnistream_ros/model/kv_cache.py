@@ -82,6 +82,8 @@ class KVCache:
         self.prefix = config.prefix_tokens(camera_token)
         self.tokens_per_frame = self.prefix + grid[0] * grid[1]  # N
         counts = _keyframe_counts(self.prefix, grid, policy.cell)
+        precise = torch.promote_types(dtype, torch.float32)
+        self._means = [_means(side, policy.cell).to(device, precise) for side in grid]
         self.tokens_per_keyframe = len(counts)  # n
         self.streams = [StreamState() for _ in range(batch)]
         self._first_keyframe = policy.slots * self.tokens_per_frame
@@ -315,7 +317,7 @@ class KVCache:
         first = self._first_keyframe + entry * n
         for layer in range(len(self.sink_time)):
             kept = self.storage.read(layer, rows, slot * N, N)  # each (1, heads, N, d)
-            k, v = (_pool(x, self.prefix, self.grid, self.policy.cell) for x in kept)
+            k, v = (_pool(x, self.prefix, *self._means) for x in kept)
             self.storage.write(layer, rows, first, k, v)
             self.keyframe_time[layer, rows, :, entry * n : (entry + 1) * n] = k[..., TIME_CHANNELS]
 
@@ -399,14 +401,21 @@ def _appearance(patches: Tensor, grid: tuple[int, int]) -> Tensor:
     return F.adaptive_avg_pool2d(plane, 2).flatten(1)
 
 
-def _pool(x: Tensor, prefix: int, grid: tuple[int, int], cell: int) -> Tensor:
-    """Keys or values of a frame (b, heads, N, d) to those of a keyframe (b, heads, n, d)."""
-    b, heads, _, d = x.shape
-    plane = x[:, :, prefix:].transpose(2, 3).reshape(b, heads * d, *grid)
-    plane = F.avg_pool2d(
-        plane, cell, ceil_mode=True, count_include_pad=False
-    )  # (b, heads * d, h', w')
-    pooled = plane.reshape(b, heads, d, -1).transpose(2, 3)
+def _means(side: int, cell: int) -> Tensor:
+    """Means of neighbours, `cell` at a time and the rest, as a matrix (ceil(side / cell), side)."""
+    groups = torch.eye(side, dtype=torch.float64).split(cell)
+    return torch.stack([group.mean(0) for group in groups])
+
+
+def _pool(x: Tensor, prefix: int, rows: Tensor, columns: Tensor) -> Tensor:
+    """Keys or values of a frame (b, heads, N, d) to those of a keyframe (b, heads, n, d).
+
+    By small matrices for rows and columns: on CPUs that is several times as fast as a pooling
+    operation.
+    """
+    plane = x[:, :, prefix:].to(rows.dtype).unflatten(2, (rows.shape[1], -1))  # (b, heads, h, w, d)
+    plane = (rows @ plane.flatten(3)).unflatten(3, plane.shape[3:])  # (b, heads, h', w, d)
+    pooled = (columns @ plane).flatten(2, 3).to(x.dtype)  # (b, heads, h' * w', d)
     return torch.cat((x[:, :, :prefix], pooled), dim=2)
 
 

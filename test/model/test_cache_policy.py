@@ -24,7 +24,7 @@ from omnistream_ros.model.cache_policy import (
     make_policy,
 )
 from omnistream_ros.model.cache_storage import TensorStorage, turned
-from omnistream_ros.model.kv_cache import _pool
+from omnistream_ros.model.kv_cache import _means, _pool
 from omnistream_ros.model.rope import TIME_CHANNELS
 
 SMALL = ModelConfig(name="small", width=16, depth=2, heads=2, taps=(0, 0, 1, 1), model_pixels=512)
@@ -131,7 +131,7 @@ def test_a_memory_with_room_for_everything_forgets_nothing():
 
 def test_pooling_is_the_mean_over_squares_and_leaves_the_other_tokens():
     x = torch.randn(2, 3, 2 + 5 * 7, 4, dtype=torch.float64)
-    pooled = _pool(x, 2, (5, 7), 3)
+    pooled = _pool(x, 2, _means(5, 3), _means(7, 3))
     assert torch.equal(pooled[:, :, :2], x[:, :, :2])
     plane = x[:, :, 2:].unflatten(2, (5, 7))
     rows, columns = ((0, 3), (3, 5)), ((0, 3), (3, 6), (6, 7))

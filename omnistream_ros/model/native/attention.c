@@ -41,26 +41,27 @@ static void tiles_on(void) {
 
 /* Every tile of keys or values is loaded once for both halves of the rows: they come from L2, and
  * loads are what limits these two. */
-static void scores_amx(float *scores, const bf16 *q, const bf16 *keys, int blocks) {
+static void scores_amx(float *scores, const bf16 *q, const bf16 *keys, int rows, int blocks) {
   _tile_loadd(4, q, 2 * D);
   _tile_loadd(5, q + 32, 2 * D);
   _tile_loadd(6, q + 16 * D, 2 * D);
   _tile_loadd(7, q + 16 * D + 32, 2 * D);
   for (int n = 0; n < blocks; n++) {
     _tile_zero(0);
-    _tile_zero(1);
     _tile_loadd(2, keys + n * 16 * D, 64);
     _tile_dpbf16ps(0, 4, 2);
-    _tile_dpbf16ps(1, 6, 2);
     _tile_loadd(3, keys + n * 16 * D + 16 * 32, 64);
     _tile_dpbf16ps(0, 5, 3);
-    _tile_dpbf16ps(1, 7, 3);
     _tile_stored(0, scores + n * 16, 4 * KEYS);
+    if (rows <= 16) continue;
+    _tile_zero(1);
+    _tile_dpbf16ps(1, 6, 2);
+    _tile_dpbf16ps(1, 7, 3);
     _tile_stored(1, scores + 16 * KEYS + n * 16, 4 * KEYS);
   }
 }
 
-static void outputs_amx(float *out, const bf16 *weights, const bf16 *values, int blocks) {
+static void outputs_amx(float *out, const bf16 *weights, const bf16 *values, int rows, int blocks) {
   for (int c = 0; c < D; c += 32, out += 32, values += 64) { /* half of the channels at a time */
     _tile_loadd(0, out, 4 * D);
     _tile_loadd(1, out + 16, 4 * D);
@@ -72,12 +73,14 @@ static void outputs_amx(float *out, const bf16 *weights, const bf16 *values, int
       _tile_dpbf16ps(0, 4, 6);
       _tile_loadd(7, values + t * D + 32, 4 * D);
       _tile_dpbf16ps(1, 4, 7);
+      if (rows <= 16) continue;
       _tile_loadd(5, weights + 16 * KEYS + t, 2 * KEYS);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
     _tile_stored(0, out, 4 * D);
     _tile_stored(1, out + 16, 4 * D);
+    if (rows <= 16) continue;
     _tile_stored(2, out + 16 * D, 4 * D);
     _tile_stored(3, out + 16 * D + 16, 4 * D);
   }
@@ -87,9 +90,9 @@ static inline __m512bh pair(const bf16 *p) { /* two neighbours, in all lanes */
   return (__m512bh)_mm512_set1_epi32(*(const int32_t *)p);
 }
 
-static void scores_avx(float *scores, const bf16 *q, const bf16 *keys, int blocks) {
+static void scores_avx(float *scores, const bf16 *q, const bf16 *keys, int rows, int blocks) {
   for (int n = 0; n < blocks; n += 2)
-    for (int row = 0; row < ROWS; row += 8) {
+    for (int row = 0; row < rows; row += 8) {
       __m512 sum[8][2];
       for (int r = 0; r < 8; r++) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
       const bf16 *k = keys + n * 16 * D;
@@ -110,8 +113,8 @@ static void scores_avx(float *scores, const bf16 *q, const bf16 *keys, int block
     }
 }
 
-static void outputs_avx(float *out, const bf16 *weights, const bf16 *values, int blocks) {
-  for (int row = 0; row < ROWS; row += 4) {
+static void outputs_avx(float *out, const bf16 *weights, const bf16 *values, int rows, int blocks) {
+  for (int row = 0; row < rows; row += 4) {
     __m512 sum[4][4];
     for (int r = 0; r < 4; r++)
       for (int c = 0; c < 4; c++) sum[r][c] = _mm512_load_ps(out + (row + r) * D + 16 * c);
@@ -150,43 +153,46 @@ static inline __m512i powers_of_two(__m512 low, __m512 high, __m512i table, __m5
   return _mm512_ternarylogic_epi32(_mm512_set1_epi16(0x7f), mantissa, x, 0xca); /* mask ? a : b */
 }
 
-/* Rows of scores to weights, relative to the highest score so far, which is kept in `top`; `total`, 16
- * parts a row, is the sum of weights so far, and `out` what has been summed up with them. All rows find
- * their highest score before any goes on, so that no row waits for its own. */
-static void softmax(bf16 *weights, float *out, const float *scores, float *top, float *total,
+/* The highest score of a row becomes what its weights are relative to; what was summed up is scaled. */
+static __attribute__((noinline)) float raise_top(float *out, const float *s, float *top, float *total,
+                                                 int blocks) {
+  float highest = *top;
+  for (int n = 0; n < 16 * blocks; n++) highest = s[n] > highest ? s[n] : highest;
+  __m512 fade = _mm512_set1_ps(exp2f((*top - highest) * SCALE));
+  for (float *o = out; o < out + D; o += 16) _mm512_store_ps(o, _mm512_mul_ps(fade, _mm512_load_ps(o)));
+  _mm512_store_ps(total, _mm512_mul_ps(fade, _mm512_load_ps(total)));
+  *top = highest;
+  return (highest * SCALE - 127) * 128;
+}
+
+/* Rows of scores to weights, relative to `top`; `total`, 16 parts a row, is the sum of weights so far, and
+ * `out` what has been summed up with them. `top` is the highest score of the first keys, and is raised
+ * only when others are so much higher that weights grow large: the exponents of bfloat16 reach as far
+ * as those of float32, and to look for the highest score every time took a third of the softmax.
+ * (Scores of a row may be 9e7 apart: then the conversion to integers ends.) */
+static void softmax(bf16 *weights, float *out, const float *scores, float *top, float *total, int rows,
                     int blocks) {
-  float shifts[ROWS];
-  for (int r = 0; r < ROWS; r++) {
-    const float *s = scores + r * KEYS;
-    __m512 high = _mm512_set1_ps(top[r]), high2 = high;
-    for (int n = 0; n < blocks; n += 2) {
-      high = _mm512_max_ps(high, _mm512_load_ps(s + 16 * n));
-      high2 = _mm512_max_ps(high2, _mm512_load_ps(s + 16 * n + 16));
-    }
-    float highest = _mm512_reduce_max_ps(_mm512_max_ps(high, high2));
-    if (highest > top[r]) {
-      __m512 fade = _mm512_set1_ps(exp2f((top[r] - highest) * SCALE));
-      for (float *o = out + r * D; o < out + (r + 1) * D; o += 16)
-        _mm512_store_ps(o, _mm512_mul_ps(fade, _mm512_load_ps(o)));
-      _mm512_store_ps(total + 16 * r, _mm512_mul_ps(fade, _mm512_load_ps(total + 16 * r)));
-      top[r] = highest;
-    }
-    shifts[r] = (highest * SCALE - 127) * 128;
-  }
   const __m512i table = _mm512_loadu_si512(mantissas), table2 = _mm512_loadu_si512(mantissas + 64);
   const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
-  const __m512 scale = _mm512_set1_ps(128 * SCALE);
-  for (int r = 0; r < ROWS; r++) {
+  const __m512 scale = _mm512_set1_ps(128 * SCALE), large = _mm512_set1_ps(0x1p40f);
+  for (int r = 0; r < rows; r++) {
     const float *s = scores + r * KEYS;
-    __m512 shift = _mm512_set1_ps(shifts[r]), sum = _mm512_load_ps(total + 16 * r);
-    for (int n = 0; n < blocks; n += 2) {
-      __m512 a = _mm512_fmsub_ps(_mm512_load_ps(s + 16 * n), scale, shift);
-      __m512 b = _mm512_fmsub_ps(_mm512_load_ps(s + 16 * n + 16), scale, shift);
-      __m512i w = powers_of_two(a, b, table, table2);
-      sum = _mm512_dpbf16_ps(sum, (__m512bh)w, ones);
-      _mm512_store_si512(weights + r * KEYS + 16 * n, w);
+    float shift = (top[r] * SCALE - 127) * 128;
+    for (int again = 0;; again = 1) {
+      if (again || top[r] == -INFINITY)
+        shift = raise_top(out + r * D, s, top + r, total + 16 * r, blocks);
+      __m512 sum = _mm512_setzero_ps(), by = _mm512_set1_ps(shift);
+      for (int n = 0; n < blocks; n += 2) {
+        __m512 a = _mm512_fmsub_ps(_mm512_load_ps(s + 16 * n), scale, by);
+        __m512 b = _mm512_fmsub_ps(_mm512_load_ps(s + 16 * n + 16), scale, by);
+        __m512i w = powers_of_two(a, b, table, table2);
+        sum = _mm512_dpbf16_ps(sum, (__m512bh)w, ones);
+        _mm512_store_si512(weights + r * KEYS + 16 * n, w);
+      }
+      if (!again && _mm512_cmp_ps_mask(sum, large, _CMP_NLT_UQ)) continue;
+      _mm512_store_ps(total + 16 * r, _mm512_add_ps(_mm512_load_ps(total + 16 * r), sum));
+      break;
     }
-    _mm512_store_ps(total + 16 * r, sum);
   }
 }
 
@@ -210,6 +216,7 @@ static void attend_head(bf16 *result, const bf16 *q, long stride, long result_st
     const long end = visible - begin < CHUNK ? visible : begin + CHUNK;
     const long ahead = visible - end < CHUNK ? visible - end : CHUNK; /* tokens to be prefetched */
     for (long m = 0; m < rows; m += ROWS) {
+      const int here = queries - m <= 16 ? 16 : ROWS;
       for (long i = end + ahead * m / rows; i < end + ahead * (m + ROWS) / rows; i++)
         for (int half = 0; half < D; half += 32) {
           _mm_prefetch(keys + i * D + half, _MM_HINT_T1);
@@ -219,14 +226,14 @@ static void attend_head(bf16 *result, const bf16 *q, long stride, long result_st
         const bf16 *k = keys + t * D, *v = values + t * D;
         const long tokens = end - t < KEYS ? end - t : KEYS;
         const int blocks = (tokens + 31) / 32 * 2;
-        (amx ? scores_amx : scores_avx)(scores, packed + m * D, k, blocks);
+        (amx ? scores_amx : scores_avx)(scores, packed + m * D, k, here, blocks);
         if (plain < t + tokens || tokens < 16 * blocks)
-          for (float *s = scores; s < scores + ROWS * KEYS; s += KEYS) {
+          for (float *s = scores; s < scores + here * KEYS; s += KEYS) {
             for (long i = plain > t ? plain - t : 0; i < tokens; i++) s[i] += bias[t + i];
             for (long i = tokens; i < 16 * blocks; i++) s[i] = -INFINITY;
           }
-        softmax(weights, out + m * D, scores, top + m, total + m * 16, blocks);
-        (amx ? outputs_amx : outputs_avx)(out + m * D, weights, v, blocks);
+        softmax(weights, out + m * D, scores, top + m, total + m * 16, here, blocks);
+        (amx ? outputs_amx : outputs_avx)(out + m * D, weights, v, here, blocks);
       }
     }
   }

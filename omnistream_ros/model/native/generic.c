@@ -284,12 +284,12 @@ static inline __attribute__((always_inline)) void turn(void *keys, const void *c
   enum { T = D / 4 };
   for (long t = 0; t < pieces * n; t++) {
     const float *c = cosine + t / n * T, *s = sine + t / n * T;
-    for (int i = 0; i < T / 2; i++) {
-      float a = get(channels, t * T + i, wide), b = get(channels, t * T + i + T / 2, wide), x = a, y = b;
-      if (t % n >= still) x = a * c[i] + b * s[i], y = b * c[i + T / 2] + a * s[i + T / 2];
-      set(keys, key_at(first + t, 4 * i + 3, wide), x, wide);
-      set(keys, key_at(first + t, 4 * (i + T / 2) + 3, wide), y, wide);
-    }
+    const long place = key_at(first + t, 3, wide); /* of the next channel but three: 64 further, in both */
+    float x[T], y[T];
+    for (int i = 0; i < T; i++) x[i] = y[i] = get(channels, t * T + i, wide);
+    if (t % n >= still)
+      for (int i = 0; i < T; i++) y[i] = x[i] * c[i] + x[(i + T / 2) % T] * s[i];
+    for (int i = 0; i < T; i++) set(keys, place + 64 * i, y[i], wide);
   }
 }
 
