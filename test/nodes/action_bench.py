@@ -127,11 +127,11 @@ class Robot:
 class Bench:
     """One action node and its robot."""
 
-    def __init__(self, user: User, node: NodeProcess) -> None:
-        self.user, self.node = user, node
+    def __init__(self, user: User, node: NodeProcess, name: str = NODE) -> None:
+        self.user, self.node, self.name = user, node, name
         self.robot = Robot(user)
-        self.status: list[ActionStatus] = user.collect(ActionStatus, f"{NODE}/status")
-        self.chunks: list[ActionChunk] = user.collect(ActionChunk, f"{NODE}/chunk")
+        self.status: list[ActionStatus] = user.collect(ActionStatus, f"{name}/status")
+        self.chunks: list[ActionChunk] = user.collect(ActionChunk, f"{name}/chunk")
 
     @property
     def last(self) -> ActionStatus:
@@ -186,13 +186,13 @@ class Bench:
         """Lifecycle transitions in a row; returns whether all succeeded."""
         for name in names:
             request = ChangeState.Request(transition=Transition(id=TRANSITIONS[name]))
-            if not self.user.call(ChangeState, f"{NODE}/change_state", request).success:
+            if not self.user.call(ChangeState, f"{self.name}/change_state", request).success:
                 return False
         return True
 
     def state(self) -> str:
         """Lifecycle state of the node."""
-        answer = self.user.call(GetState, f"{NODE}/get_state", GetState.Request())
+        answer = self.user.call(GetState, f"{self.name}/get_state", GetState.Request())
         return answer.current_state.label
 
     def set_parameter(self, name: str, value: object) -> bool:
@@ -201,17 +201,19 @@ class Bench:
             parameters=[Parameter(name, value=value).to_parameter_msg()]
         )
         return (
-            self.user.call(SetParameters, f"{NODE}/set_parameters", request).results[0].successful
+            self.user.call(SetParameters, f"{self.name}/set_parameters", request)
+            .results[0]
+            .successful
         )
 
     def trigger(self, service: str) -> Trigger.Response:
         """Call one of the node's services without arguments."""
-        return self.user.call(Trigger, f"{NODE}/{service}", Trigger.Request())
+        return self.user.call(Trigger, f"{self.name}/{service}", Trigger.Request())
 
     def instruct(self, text: str) -> SetInstruction.Response:
         """Say what to do."""
         request = SetInstruction.Request(instruction=text)
-        return self.user.call(SetInstruction, f"{NODE}/set_instruction", request)
+        return self.user.call(SetInstruction, f"{self.name}/set_instruction", request)
 
 
 def benches(domain: int, weights: Any, **parameters: object) -> Iterator[Bench]:
