@@ -4,20 +4,34 @@
 from __future__ import annotations
 
 import dataclasses
-import resource
 from collections.abc import Callable, Sequence
 
-import torch
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock, ClockType
 
 from omnistream_ros.nodes import distribution
 from omnistream_ros.nodes.image_checks import Drop
 from omnistream_ros.nodes.lifecycle import ManagedNode, Phase
+from omnistream_ros.nodes.machine import Machine, read_machine
 from omnistream_ros.nodes.statistics import Snapshot
+from omnistream_ros.stream.metric_scale import ScaleState
+from omnistream_ros.stream.scale_estimate import ScaleStatus
 
 # Reasons that are normal in live use: the node is slower than the camera, or was switched off.
-_EXPECTED_DROPS = {Drop.SUPERSEDED.value, Drop.DEACTIVATED.value}
+_EXPECTED_DROPS = {Drop.SUPERSEDED.value, Drop.DEACTIVATED.value, Drop.PAUSED.value}
+# Of the target rate: less is a warning, less than the second an error.
+_RATE_SLACK, _RATE_HALF = 0.9, 0.5
+# Frames before the rate means something.
+_RATE_FRAMES = 10
+# Share of the GPU's memory in use, and degrees at which processors begin to slow down.
+_MEMORY_FULL = 0.95
+_HOT = 95.0
+_SCALE_TROUBLE = {
+    ScaleStatus.NONE: "nothing observed yet",
+    ScaleStatus.SETTLING: "not enough observed yet",
+    ScaleStatus.DISAGREEING: "observations contradict each other; the last good one holds",
+    ScaleStatus.FROZEN: "frozen, nothing observed for some time",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +58,10 @@ class Report:
     context_capacity: int
     cache_bytes: int
     stall_timeout: float
+    target_rate: float
+    paused: bool
+    scale: ScaleState | None
+    scale_fault: str
 
 
 class Diagnostics:
@@ -74,7 +92,9 @@ class Diagnostics:
         self._before()
         array = DiagnosticArray()
         array.header.stamp = self._node.get_clock().now().to_msg()
-        array.status = [self._status(report) for report in self._reports() or [None]]
+        reports = list(self._reports())
+        array.status = [self._status(report) for report in reports or [None]]
+        array.status.append(self._machine(reports[0].device if reports else ""))
         self._publisher.publish(array)
 
     def _status(self, report: Report | None) -> DiagnosticStatus:
@@ -92,10 +112,21 @@ class Diagnostics:
             values.update(_values(report))
         if self._node.last_error:
             values["last error"] = self._node.last_error
-        values["distribution packages in use"] = (
-            ", ".join(name for name, used in distribution.in_use().items() if used) or "none"
+        status.values = [KeyValue(key=key, value=value) for key, value in values.items()]
+        return status
+
+    def _machine(self, device: str) -> DiagnosticStatus:
+        """Memory and temperature; also what the process found to work with."""
+        machine = read_machine(device)
+        level, message = judge_machine(machine)
+        status = DiagnosticStatus(
+            level=level,
+            name=f"{self._node.get_fully_qualified_name()}: machine",
+            message=message,
+            hardware_id=device,
         )
-        values["process memory"] = _resident_mib()
+        packages = ", ".join(name for name, used in distribution.in_use().items() if used)
+        values = {**machine_values(machine), "distribution packages in use": packages or "none"}
         status.values = [KeyValue(key=key, value=value) for key, value in values.items()]
         return status
 
@@ -107,6 +138,8 @@ class Diagnostics:
             if self._node.last_error:
                 return DiagnosticStatus.ERROR, f"{phase.value} after: {self._node.last_error}"
             return DiagnosticStatus.OK, phase.value
+        if report.paused:
+            return DiagnosticStatus.OK, "paused"
         now = report.statistics
         bad = {reason: n for reason, n in now.drops.items() if reason not in _EXPECTED_DROPS}
         before = self._bad_before.get(report.camera, {})
@@ -130,11 +163,22 @@ class Diagnostics:
         if now.idle_s > report.stall_timeout:
             why = f": {report.silence}" if report.silence else ""
             return DiagnosticStatus.WARN, f"no usable image for {now.idle_s:.0f} s{why}"
+        if report.target_rate and now.processed >= _RATE_FRAMES:
+            share = now.output_hz / report.target_rate
+            text = f"{now.output_hz:.1f} Hz, {report.target_rate:g} are wanted{_slow_stage(now)}"
+            if share < _RATE_HALF:
+                return DiagnosticStatus.ERROR, text
+            if share < _RATE_SLACK:
+                return DiagnosticStatus.WARN, text
         if report.tracked is False:
             text = f"{now.output_hz:.1f} Hz, but the camera's motion cannot be followed"
             return DiagnosticStatus.WARN, text
         if report.engine_remark:
             return DiagnosticStatus.WARN, f"{now.output_hz:.1f} Hz; engine: {report.engine_remark}"
+        if report.scale is not None and report.scale.status in _SCALE_TROUBLE:
+            why = report.scale_fault or _SCALE_TROUBLE[report.scale.status]
+            text = f"{now.output_hz:.1f} Hz; scale from {report.scale.source}: {why}"
+            return DiagnosticStatus.WARN, text
         if report.metric is False:
             return DiagnosticStatus.OK, f"{now.output_hz:.1f} Hz, depth up to scale"
         return DiagnosticStatus.OK, f"{now.output_hz:.1f} Hz"
@@ -153,15 +197,23 @@ def _values(report: Report) -> dict[str, str]:
         values["engine remark"] = report.engine_remark
     if report.metric is not None:
         values["scale"] = "metric" if report.metric else "up_to_scale"
+    if (scale := report.scale) is not None:
+        values["scale source"] = scale.source
+        values["scale status"] = scale.status.value
+        values["scale factor"] = f"{scale.factor:.4g}"
+        if scale.spread is not None:
+            values["scale spread"] = f"{100 * scale.spread:.1f} %"
+        values["scale observations"] = f"{scale.observations} used, {scale.refused} refused"
+        if report.scale_fault:
+            values["scale fault"] = report.scale_fault
     if report.tracked is not None:
         values["tracking"] = "ok" if report.tracked else "lost"
-    if report.device.startswith("cuda"):
-        values["device memory"] = f"{torch.cuda.memory_allocated(report.device) / 2**20:.0f} MiB"
     if report.statistics is not None:
         now = report.statistics
         values["image topic"] = f"{report.image_topic} ({report.publishers} publishers)"
         values["input rate"] = f"{now.input_hz:.1f} Hz"
         values["output rate"] = f"{now.output_hz:.1f} Hz"
+        values["target rate"] = f"{report.target_rate:g} Hz" if report.target_rate else "any"
         values["images received"] = str(now.received)
         values["images processed"] = str(now.processed)
         values["images dropped"] = str(sum(now.drops.values()))
@@ -172,11 +224,40 @@ def _values(report: Report) -> dict[str, str]:
     return values
 
 
-def _resident_mib() -> str:
-    """Memory of this process that is in RAM now (Linux; elsewhere nothing is said)."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            pages = int(statm.read().split()[1])
-    except OSError:
-        return "unknown"
-    return f"{pages * resource.getpagesize() / 2**20:.0f} MiB"
+def _slow_stage(now: Snapshot) -> str:
+    """Which stage takes the most of a frame, in words, when anything is known."""
+    stages = {name: ms[0] for name, ms in now.latency_ms.items() if name not in ("latency", "wait")}
+    if not stages:
+        return ""
+    slowest = max(stages, key=stages.__getitem__)
+    return f": {slowest} takes {stages[slowest]:.0f} ms of {sum(stages.values()):.0f}"
+
+
+def judge_machine(machine: Machine) -> tuple[bytes, str]:
+    """Level and one sentence."""
+    if machine.device_total and machine.device_free is not None:
+        used = 1 - machine.device_free / machine.device_total
+        if used > _MEMORY_FULL:
+            return DiagnosticStatus.WARN, f"the GPU's memory is {100 * used:.0f} % full"
+    if machine.temperatures:
+        sensor = max(machine.temperatures, key=machine.temperatures.__getitem__)
+        degrees = machine.temperatures[sensor]
+        if degrees >= _HOT:
+            return DiagnosticStatus.WARN, f"{sensor} has {degrees:.0f} °C and may slow down"
+        return DiagnosticStatus.OK, f"{degrees:.0f} °C"
+    return DiagnosticStatus.OK, "ok"
+
+
+def machine_values(machine: Machine) -> dict[str, str]:
+    """The readings as texts."""
+
+    def mib(number: int | None) -> str:
+        return "unknown" if number is None else f"{number / 2**20:.0f} MiB"
+
+    values = {"process memory": mib(machine.process_bytes)}
+    if machine.device_total is not None:
+        values["device memory"] = mib(machine.device_own)
+        values["device memory free"] = f"{mib(machine.device_free)} of {mib(machine.device_total)}"
+    for sensor, degrees in machine.temperatures.items():
+        values[f"temperature {sensor}"] = f"{degrees:.1f} °C"
+    return values

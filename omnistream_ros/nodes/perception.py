@@ -288,7 +288,11 @@ class PerceptionNode(ManagedNode):
             context_frames=camera.place.context_frames if active else 0,
             context_capacity=self._streams.context_capacity,
             cache_bytes=self._streams.cache_bytes(camera.name),
-            stall_timeout=camera.stall_timeout,
+            stall_timeout=camera.settings.stall_timeout,
+            target_rate=camera.settings.target_rate,
+            paused=camera.paused,
+            scale=camera.scale_state() if active else None,
+            scale_fault=camera.scale_fault,
         )
 
     def _advise_on_transport(self) -> None:
