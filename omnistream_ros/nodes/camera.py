@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from std_msgs.msg import Header
@@ -71,6 +71,7 @@ def camera_settings(wish: PerceptionParameters) -> CameraSettings:
             publish_tf=wish.publish_tf,
             path_length=wish.path_length,
             features=wish.feature_keys,
+            feature_dtype=wish.feature_dtype,
         ),
         camera_height=wish.camera_height,
         target_rate=wish.target_rate,
@@ -119,6 +120,7 @@ class Camera:
         settings: asked once per frame, so that a frame never mixes old and new parameters.
         scale: of the stream; one for depth and pose.
         scale_inputs: of all cameras.
+        modes: of the outputs, see `OutputPublishers`.
         on_tf: whether it may place frames on /tf; of several cameras one does.
     """
 
@@ -133,6 +135,7 @@ class Camera:
         scale: MetricScale,
         scale_inputs: ScaleInputs,
         *,
+        modes: Mapping[str, str],
         on_tf: bool,
     ) -> None:
         self.name = name
@@ -144,7 +147,7 @@ class Camera:
         self._scale = scale
         self._scale_inputs = scale_inputs
         self._publishers = OutputPublishers(
-            node, model, f"~/{name}/" if name else "~/", on_tf=on_tf
+            node, model, f"~/{name}/" if name else "~/", modes, on_tf=on_tf
         )
         self._reset = threading.Event()
         self._begin()

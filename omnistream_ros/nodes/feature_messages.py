@@ -32,6 +32,7 @@ KINDS = {
     FeatureKind.CLS: FeatureTensor.CLS,
     FeatureKind.REGISTER: FeatureTensor.REGISTER,
     FeatureKind.CAMERA: FeatureTensor.CAMERA,
+    FeatureKind.POOLED: FeatureTensor.POOLED,
 }
 _BFLOAT16 = (FeatureTensor.DTYPE_BFLOAT, 16)
 _NUMPY_TYPES = {

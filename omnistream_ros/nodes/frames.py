@@ -7,6 +7,9 @@ and its origin at the first pose of what moves in it:
 - ``odom -> base`` when /tf_static connects the robot's base with the camera;
 - ``odom -> camera`` otherwise.
 
+With ``inverted`` the same transform stands the other way round on /tf, `base -> odom`, for a base
+that has another parent and must keep it.
+
 A frame of the tf tree has one parent. So the camera gets none from us once it has another one, and
 neither does the base when somebody else (wheel odometry, a filter) places it.
 """
@@ -94,7 +97,8 @@ class Placement:
         child: the frame that moves in ``odom``.
         motion: (4, 4) odom_from_child.
         covariance: (6, 6) of (x, y, z, rotation about x, y, z) along the axes of odom, or None.
-        tf_refused: why ``child`` must not be published on /tf, or "".
+        transform: (parent, child, parent_from_child) for /tf.
+        tf_refused: why it must not be published there, or "".
         settled: False for a moment after the start, while /tf_static may still connect the camera
             with a base and ``child`` change.
     """
@@ -102,6 +106,7 @@ class Placement:
     child: str
     motion: np.ndarray
     covariance: np.ndarray | None
+    transform: tuple[str, str, np.ndarray]
     tf_refused: str
     settled: bool
 
@@ -109,20 +114,25 @@ class Placement:
 class OdometryFrame:
     """Places the poses of one stream in the odometry frame."""
 
-    def __init__(self, odom_frame: str, base_frame: str, tree: StaticTree) -> None:
+    def __init__(
+        self, odom_frame: str, base_frame: str, tree: StaticTree, *, inverted: bool = False
+    ) -> None:
         self.odom_frame = odom_frame
+        self._inverted = inverted
         self._base_frame = base_frame
         self._tree = tree
         self._moving_parents: dict[str, str] = {}
         self._odom_from_world: np.ndarray | None = None
+        self._placed = ("", "")  # what was published on /tf by this node
         self._started_s = time.monotonic()
 
     def hear(self, message: TFMessage) -> None:
-        """Remember who places which frame on /tf; ours is always a child of the odometry frame."""
+        """Remember who places which frame on /tf, this node aside."""
         for transform in message.transforms:
-            parent, child = transform.header.frame_id, transform.child_frame_id
-            if parent.lstrip("/") != self.odom_frame:
-                self._moving_parents[child.lstrip("/")] = parent.lstrip("/")
+            parent = transform.header.frame_id.lstrip("/")
+            child = transform.child_frame_id.lstrip("/")
+            if (parent, child) != self._placed:
+                self._moving_parents[child] = parent
 
     def place(self, pose: Pose, camera_frame: str) -> Placement:
         """Where the robot's base, or else the camera, is at a pose of the stream."""
@@ -141,34 +151,45 @@ class OdometryFrame:
             upright = rigid(FLU_FROM_OPTICAL, np.zeros(3))
             self._odom_from_world = upright if base_from_camera is None else base_from_camera
         motion = self._odom_from_world @ world_from_child
+        parent_and_child = (self.odom_frame, child)
+        transform = (*parent_and_child, motion)
+        if self._inverted:
+            parent_and_child = (child, self.odom_frame)
+            transform = (*parent_and_child, rigid_inverse(motion))
+        refused = self._refusal(*parent_and_child)
+        if not refused:
+            self._placed = parent_and_child
         lever = world_from_child[:3, 3] - world_from_camera[:3, 3]
         return Placement(
             child=child,
             motion=motion,
             covariance=_moved_covariance(pose.covariance, lever, self._odom_from_world[:3, :3]),
-            tf_refused=self._refusal(child),
+            transform=transform,
+            tf_refused=refused,
             settled=base_from_camera is not None
             or time.monotonic() - self._started_s > _SETTLING_S,
         )
 
-    def _refusal(self, child: str) -> str:
-        if not child:
+    def _refusal(self, parent: str, child: str) -> str:
+        if not (parent and child):
             return "the images carry no frame_id: nothing is published on /tf; set it in the driver"
-        if child == self.odom_frame:
+        if child == parent:
             return (
                 f"'{child}' is odom_frame itself: nothing is published on /tf; rename one of them"
             )
         other = self._tree.parent(child) or self._moving_parents.get(child)
-        if other is None or other == self.odom_frame:
+        if other is None or other == parent:
             return ""
         root = self._tree.root(child)
-        if root != child:
+        if self._inverted:
+            advice = "set tf_inverted or publish_tf to false"
+        elif root != child:
             advice = f"set base_frame to '{root}', or publish_tf to false"
         else:
             advice = "stop the other publisher, or set publish_tf to false"
         return (
             f"'{child}' already has the parent '{other}' and would get a second one, "
-            f"'{self.odom_frame}': nothing is published on /tf; {advice}"
+            f"'{parent}': nothing is published on /tf; {advice}"
         )
 
 

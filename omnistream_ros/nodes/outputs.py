@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that is published about the frames of one camera, and only what somebody listens to.
+"""Everything that is published about the frames of one camera, and only what is wanted.
 
 Publishers are reliable (REP-2003: publishers offer the most, subscribers ask for what they need):
 best-effort and reliable subscribers both match. Each can be overridden by the standard parameters
@@ -9,11 +9,10 @@ best-effort and reliable subscribers both match. Each can be overridden by the s
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
 
+import torch
 from nav_msgs.msg import Odometry, Path
-from rclpy.qos import QoSProfile, QoSReliabilityPolicy
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
 from omnistream_ros.msg import FeatureTensor, StreamStatus
@@ -28,11 +27,21 @@ from omnistream_ros.nodes.output_messages import (
     feature_message,
     image_message,
 )
+from omnistream_ros.nodes.output_topic import OutputTopic
 from omnistream_ros.nodes.point_clouds import CloudSettings, cloud_message
-from omnistream_ros.nodes.pose_outputs import PoseOutputs, heard
+from omnistream_ros.nodes.pose_outputs import PoseOutputs
 from omnistream_ros.stream.result import FeatureKey, Outputs, StreamResult
 
-_QOS_DEPTH = 5
+# The parameters `output_...` and the topics that follow them; status is there always.
+OUTPUTS: dict[str, tuple[tuple[str, type], ...]] = {
+    "depth": (("depth/image", Image), ("depth/camera_info", CameraInfo)),
+    "confidence": (("depth/confidence", Image),),
+    "image_color": (("depth/image_color", Image),),
+    "points": (("depth/points", PointCloud2),),
+    "odometry": (("odometry", Odometry),),
+    "path": (("path", Path),),
+    "features": (("features", FeatureTensor),),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +53,7 @@ class OutputSettings:
     publish_tf: bool
     path_length: int
     features: tuple[FeatureKey, ...]
+    feature_dtype: str
 
 
 class OutputPublishers:
@@ -51,46 +61,48 @@ class OutputPublishers:
 
     Args:
         prefix: of the topics: `~/`, or of one camera of several `~/NAME/`.
+        modes: of `OutputTopic`, by key of `OUTPUTS`.
         on_tf: whether this camera may place frames on /tf.
     """
 
-    def __init__(self, node: ManagedNode, model: ModelFacts, prefix: str, *, on_tf: bool) -> None:
-        self._node = node
+    def __init__(
+        self,
+        node: ManagedNode,
+        model: ModelFacts,
+        prefix: str,
+        modes: Mapping[str, str],
+        *,
+        on_tf: bool,
+    ) -> None:
         self._model = model
-        self._prefix = prefix
-        self._made: list[Any] = []
+        self._topics: dict[str, OutputTopic] = {}
         self._pose: PoseOutputs | None = None
         try:
-            self._create_all(on_tf)
+            for output, topics in OUTPUTS.items():
+                for topic, kind in topics:
+                    self._topics[topic] = OutputTopic(node, kind, prefix + topic, modes[output])
+            self._topics["status"] = OutputTopic(node, StreamStatus, prefix + "status")
+            self._pose = PoseOutputs(
+                node, self._topics["odometry"], self._topics["path"], on_tf=on_tf
+            )
         except Exception:
             self.destroy()
             raise
-
-    def _create_all(self, on_tf: bool) -> None:
-        self.depth = self._create(Image, "depth/image")
-        self.camera_info = self._create(CameraInfo, "depth/camera_info")
-        self.confidence = self._create(Image, "depth/confidence")
-        self.picture = self._create(Image, "depth/image_color")
-        self.points = self._create(PointCloud2, "depth/points")
-        odometry, path = self._create(Odometry, "odometry"), self._create(Path, "path")
-        self._pose = PoseOutputs(self._node, odometry, path, on_tf=on_tf)
-        self.features = self._create(FeatureTensor, "features")
-        self.status = self._create(StreamStatus, "status")
-
-    def _create(self, kind: type, topic: str) -> Any:
-        publisher: Any = self._node.create_lifecycle_publisher(
-            kind,
-            self._prefix + topic,
-            QoSProfile(depth=_QOS_DEPTH, reliability=QoSReliabilityPolicy.RELIABLE),
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        self.depth, self.camera_info = (
+            self._topics["depth/image"],
+            self._topics["depth/camera_info"],
         )
-        self._made.append(publisher)
-        return publisher
+        self.confidence, self.points = (
+            self._topics["depth/confidence"],
+            self._topics["depth/points"],
+        )
+        self.picture = self._topics["depth/image_color"]
+        self.features, self.status = self._topics["features"], self._topics["status"]
 
     def destroy(self) -> None:
         """Take all publishers off the node."""
-        while self._made:
-            self._node.destroy_lifecycle_publisher(self._made.pop())
+        for topic in self._topics.values():
+            topic.destroy()
         if self._pose is not None:
             self._pose.destroy()
             self._pose = None
@@ -101,13 +113,13 @@ class OutputPublishers:
         self._pose.restart()
 
     def wanted(self, settings: OutputSettings) -> Outputs:
-        """What has a subscriber now."""
+        """What is to be computed for the next frame."""
         assert self._pose is not None
         return Outputs(
             depth=self._model.has_depth
-            and any(map(heard, (self.depth, self.confidence, self.picture, self.points))),
+            and any(t.wanted for t in (self.depth, self.confidence, self.picture, self.points)),
             pose=self._model.has_pose and self._pose.wanted(settings.publish_tf),
-            features=settings.features if heard(self.features) else (),
+            features=settings.features if self.features.wanted else (),
         )
 
     def publish(
@@ -118,10 +130,14 @@ class OutputPublishers:
         frame: OdometryFrame,
     ) -> None:
         """Publish everything that ``result`` holds, depth first: it is what robots wait for."""
-        result = result.to_host(confidence=heard(self.confidence) or heard(self.points))
+        dtype = getattr(torch, settings.feature_dtype)
+        features = {key: tensor.to(dtype) for key, tensor in result.features.items()}
+        result = dataclasses.replace(result, features=features).to_host(
+            confidence=self.confidence.wanted or self.points.wanted
+        )
         if result.depth is not None:
             self._publish_depth(result, source, settings)
-        if self._model.has_depth and heard(self.camera_info):
+        if self._model.has_depth and self.camera_info.wanted:
             self.camera_info.publish(depth_camera_info(result.intrinsics, source))
         if result.pose is not None:
             assert self._pose is not None
@@ -139,17 +155,17 @@ class OutputPublishers:
         self, result: StreamResult, source: SourceFacts, settings: OutputSettings
     ) -> None:
         assert result.depth is not None
-        if heard(self.depth):
+        if self.depth.wanted:
             self.depth.publish(depth_image(result.depth, settings.depth_encoding, source.header))
-        if heard(self.points):
+        if self.points.wanted:
             self.points.publish(
                 cloud_message(source.header, result, source.pixels, settings.cloud, source.lens)
             )
-        if heard(self.confidence):
+        if self.confidence.wanted:
             assert result.confidence is not None
             self.confidence.publish(
                 image_message(result.confidence.cpu().numpy(), "32FC1", source.header)
             )
-        if heard(self.picture):
+        if self.picture.wanted:
             picture = colour_depth(result.depth.cpu().numpy())
             self.picture.publish(image_message(picture, "bgr8", source.header))

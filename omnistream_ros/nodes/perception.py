@@ -127,6 +127,7 @@ class PerceptionNode(ManagedNode):
                 self._settings_of(name),
                 MetricScale(own[name].scale, own[name].scale_factor),
                 self._scale_inputs,
+                modes=self._options.of(name).output_modes,
                 on_tf=name == self._pose_camera,
             )
             if name:
@@ -149,7 +150,8 @@ class PerceptionNode(ManagedNode):
         for name, camera in self._cameras.items():
             # Two estimates with origins and drifts of their own must not share a frame.
             odom = wish.odom_frame if name == self._pose_camera else f"{wish.odom_frame}_{name}"
-            camera.start(self._inbox, OdometryFrame(odom, wish.base_frame, self._tree))
+            frame = OdometryFrame(odom, wish.base_frame, self._tree, inverted=wish.tf_inverted)
+            camera.start(self._inbox, frame)
         self._worker = StreamWorker(
             self._streams, self._cameras.values(), self._inbox, on_fault=self.report_fault
         )

@@ -10,6 +10,8 @@ import re
 from omnistream_ros.model.cache_policy import POLICIES, Policy, make_policy
 from omnistream_ros.nodes.image_input import QOS_PROFILES
 from omnistream_ros.nodes.output_messages import DEPTH_ENCODINGS
+from omnistream_ros.nodes.output_topic import MODES
+from omnistream_ros.nodes.outputs import OUTPUTS
 from omnistream_ros.nodes.parameters import Change, option
 from omnistream_ros.nodes.transports import TRANSPORTS
 from omnistream_ros.stream.engines import ENGINES
@@ -218,6 +220,63 @@ class PerceptionParameters:
         choices=("auto", "geometric", "fused", "head"),
         change=_CONFIGURE,
     )
+    output_depth: str = option(
+        "lazy",
+        "~/depth/image and its camera_info: lazy (computed and sent while somebody subscribes), "
+        "always, or never (there is no such topic).",
+        choices=MODES,
+        change=_CONFIGURE,
+        own=True,
+    )
+    output_confidence: str = option(
+        "lazy",
+        "~/depth/confidence: lazy, always or never; see output_depth.",
+        choices=MODES,
+        change=_CONFIGURE,
+        own=True,
+    )
+    output_image_color: str = option(
+        "lazy",
+        "~/depth/image_color: lazy, always or never; see output_depth.",
+        choices=MODES,
+        change=_CONFIGURE,
+        own=True,
+    )
+    output_points: str = option(
+        "lazy",
+        "~/depth/points: lazy, always or never; see output_depth.",
+        choices=MODES,
+        change=_CONFIGURE,
+        own=True,
+    )
+    output_odometry: str = option(
+        "lazy",
+        "~/odometry: lazy, always or never; see output_depth.",
+        choices=MODES,
+        change=_CONFIGURE,
+        own=True,
+    )
+    output_path: str = option(
+        "lazy",
+        "~/path: lazy, always or never; see output_depth.",
+        choices=MODES,
+        change=_CONFIGURE,
+        own=True,
+    )
+    output_features: str = option(
+        "lazy",
+        "~/features: lazy, always or never; see output_depth.",
+        choices=MODES,
+        change=_CONFIGURE,
+        own=True,
+    )
+    feature_dtype: str = option(
+        "float32",
+        "Number format of the tensors on ~/features.",
+        choices=("float32", "float16", "bfloat16"),
+        change=Change.ANY_TIME,
+        own=True,
+    )
     features: tuple[str, ...] = option(
         ("-1:patch:normed",),
         'Feature tensors on ~/features, each LAYER:KIND or LAYER:KIND:normed; [""] for none.',
@@ -314,6 +373,11 @@ class PerceptionParameters:
         own=True,
     )
 
+    tf_inverted: bool = option(
+        False,
+        "Publish base_frame -> odom_frame instead, for a base that must keep another parent.",
+        change=_CONFIGURE,
+    )
     publish_tf: bool = option(
         True,
         "Publish the pose on /tf, unless a frame would get two parents.",
@@ -402,6 +466,11 @@ class PerceptionParameters:
     def camera_names(self) -> tuple[str, ...]:
         """``cameras``; the only one of a node without names is called ""."""
         return self.cameras or ("",)
+
+    @property
+    def output_modes(self) -> dict[str, str]:
+        """The `output_...` parameters by what follows."""
+        return {output: getattr(self, f"output_{output}") for output in OUTPUTS}
 
     @functools.cached_property
     def feature_keys(self) -> tuple[FeatureKey, ...]:

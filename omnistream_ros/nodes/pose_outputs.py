@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from geometry_msgs.msg import PoseStamped, TransformStamped
 from nav_msgs.msg import Odometry, Path
@@ -18,6 +16,7 @@ from omnistream_ros.nodes.distribution import (
 )
 from omnistream_ros.nodes.frames import OdometryFrame, Placement
 from omnistream_ros.nodes.lifecycle import ManagedNode
+from omnistream_ros.nodes.output_topic import OutputTopic
 from omnistream_ros.stream.result import Pose
 
 _PATH_STEP = 0.02  # metres between the poses of ~/path
@@ -29,14 +28,16 @@ class PoseOutputs:
     """What is published of a pose.
 
     Args:
-        odometry, path: publishers.
+        odometry, path: their topics.
         on_tf: whether this camera may place frames on /tf; of several cameras one does.
     """
 
-    def __init__(self, node: ManagedNode, odometry: Any, path: Any, *, on_tf: bool) -> None:
+    def __init__(
+        self, node: ManagedNode, odometry: OutputTopic, path: OutputTopic, *, on_tf: bool
+    ) -> None:
         self._node = node
         self._odometry = odometry
-        self._path_publisher = path
+        self._path_topic = path
         self._tf: Broadcaster | None = transform_broadcaster(node) if on_tf else None
         self.restart()
 
@@ -55,10 +56,12 @@ class PoseOutputs:
     def wanted(self, publish_tf: bool) -> bool:
         """Whether somebody listens to the pose now."""
         return (
-            heard(self._odometry)
-            or heard(self._path_publisher)
+            self._odometry.wanted
+            or self._path_topic.wanted
             # Other subscribers of /tf than this node, which listens for second parents.
-            or (publish_tf and self._tf is not None and subscribers(self._tf.pub_tf) > 1)
+            or (
+                publish_tf and self._tf is not None and self._tf.pub_tf.get_subscription_count() > 1
+            )
         )
 
     def publish(
@@ -73,7 +76,7 @@ class PoseOutputs:
         """Publish the pose of the image whose header is ``source``."""
         placement = frame.place(pose, source.frame_id.lstrip("/"))
         header = Header(stamp=source.stamp, frame_id=frame.odom_frame)
-        if heard(self._odometry):
+        if self._odometry.wanted:
             self._odometry.publish(_odometry_message(header, placement))
         if not placement.settled:
             return
@@ -86,8 +89,10 @@ class PoseOutputs:
             self._refused = placement.tf_refused
             return
         self._refused = ""
-        message = TransformStamped(header=header, child_frame_id=placement.child)
-        fill_transform(placement.motion, message.transform.translation, message.transform.rotation)
+        parent, child, motion = placement.transform
+        message = TransformStamped(child_frame_id=child)
+        message.header.stamp, message.header.frame_id = source.stamp, parent
+        fill_transform(motion, message.transform.translation, message.transform.rotation)
         self._tf.sendTransform(message)
 
     def _extend_path(self, header: Header, motion: np.ndarray, length: int) -> None:
@@ -100,8 +105,8 @@ class PoseOutputs:
         fill_transform(motion, pose.pose.position, pose.pose.orientation)
         self._path.append(pose)
         del self._path[:-length]
-        if heard(self._path_publisher):
-            self._path_publisher.publish(Path(header=header, poses=self._path))
+        if self._path_topic.wanted:
+            self._path_topic.publish(Path(header=header, poses=self._path))
 
 
 def _odometry_message(header: Header, placement: Placement) -> Odometry:
@@ -112,13 +117,3 @@ def _odometry_message(header: Header, placement: Placement) -> Odometry:
         odometry.pose.covariance = placement.covariance.reshape(-1)
     odometry.twist.covariance = _UNKNOWN_VARIANCE * np.eye(6).reshape(-1)
     return odometry
-
-
-def subscribers(publisher: Any) -> int:
-    """Subscribers that match now."""
-    return publisher.get_subscription_count()
-
-
-def heard(publisher: Any) -> bool:
-    """Whether anybody subscribes."""
-    return subscribers(publisher) > 0

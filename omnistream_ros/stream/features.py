@@ -22,7 +22,9 @@ def check_feature(key: FeatureKey, config: ModelConfig) -> None:
 
 
 def feature_tensor(features: BackboneOutput, key: FeatureKey, config: ModelConfig) -> torch.Tensor:
-    """One feature tensor as a view of what a step computed, shape by `FeatureKind`."""
+    """One feature tensor of what a step computed, shape by `FeatureKind`; a view but for means."""
+    if key.kind is FeatureKind.POOLED:
+        return feature_tensor(features, key._replace(kind=FeatureKind.PATCH), config).mean((0, 1))
     if key.normed:
         camera = features.camera
         assert camera is not None  # sessions allocate their caches with the camera token

@@ -26,6 +26,7 @@ class FeatureKind(str, enum.Enum):
     CLS = "cls"  # (D,)
     REGISTER = "register"  # (4, D)
     CAMERA = "camera"  # (D,)
+    POOLED = "pooled"  # (D,), the mean of the patches
 
 
 class FeatureKey(NamedTuple):

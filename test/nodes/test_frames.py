@@ -169,3 +169,29 @@ def test_messages_carry_motions(motion: np.ndarray) -> None:
         quaternion_to_matrix(np.array([q.x, q.y, q.z, q.w])), motion[:3, :3], atol=1e-9
     )
     assert q.w >= 0.0
+
+
+@settings(max_examples=30, deadline=None)
+@given(motions, motions)
+def test_inverted_is_the_same_transform(mount: np.ndarray, drive: np.ndarray) -> None:
+    known = tree(("base", "camera", mount))
+    plain = OdometryFrame("odom", "base", known).place(pose(drive), "camera")
+    inverted = OdometryFrame("odom", "base", known, inverted=True).place(pose(drive), "camera")
+    np.testing.assert_array_equal(plain.motion, inverted.motion)
+    parent, child, motion = inverted.transform
+    assert (parent, child) == ("base", "odom")
+    assert plain.transform[:2] == ("odom", "base")
+    np.testing.assert_allclose(motion @ plain.transform[2], np.eye(4), atol=1e-9)
+
+
+def test_inverted_leaves_the_base_its_parent_and_gives_odom_only_one() -> None:
+    frame = OdometryFrame("odom", "base", tree(("base", "camera", np.eye(4))), inverted=True)
+    frame.hear(TFMessage(transforms=[transform("map", "base", np.eye(4))]))
+    assert frame.place(pose(np.eye(4)), "camera").tf_refused == ""
+    # Heard back from /tf, our own transform is none of somebody else.
+    frame.hear(TFMessage(transforms=[transform("base", "odom", np.eye(4))]))
+    assert frame.place(pose(np.eye(4)), "camera").tf_refused == ""
+    frame.hear(TFMessage(transforms=[transform("map", "odom", np.eye(4))]))
+    refused = frame.place(pose(np.eye(4)), "camera").tf_refused
+    assert "'odom' already has the parent 'map'" in refused
+    assert "tf_inverted" in refused

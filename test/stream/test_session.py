@@ -229,14 +229,19 @@ def test_every_kind_of_feature(model: OmniStream) -> None:
         FeatureKind.REGISTER: (4, 32),
         FeatureKind.CAMERA: (32,),
     }
-    raw = [FeatureKey(3, kind) for kind in FeatureKind]
-    normed = [FeatureKey(-1, kind, normed=True) for kind in FeatureKind]
+    raw = [FeatureKey(3, kind) for kind in shapes]
+    normed = [FeatureKey(-1, kind, normed=True) for kind in shapes]
     session = StreamSession(model)
     result = session.step(frames(1)[0], Outputs(False, False, (*raw, *normed)))
     for a, b in zip(raw, normed, strict=True):
         assert result.features[a].shape == shapes[a.kind]
         expected = model.backbone.post_layernorm(result.features[a])
         torch.testing.assert_close(result.features[b], expected, rtol=1e-5, atol=1e-6)
+    for layer, wanted in ((3, raw), (-1, normed)):
+        key = FeatureKey(layer, FeatureKind.POOLED, wanted is normed)
+        again = StreamSession(model).step(frames(1)[0], Outputs(False, False, (key,)))
+        mean = result.features[wanted[0]].mean((0, 1))
+        torch.testing.assert_close(again.features[key], mean)
     # no copies: all raw tokens of a block share one storage
     assert len({result.features[key].untyped_storage().data_ptr() for key in raw}) == 1
     # and they stay what they were while the stream goes on
