@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from omnistream_ros.cli import (
     evaluation_commands,
     model_commands,
+    policy_commands,
     probe_commands,
     recording_commands,
     training_commands,
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         evaluation_commands,
         training_commands,
         probe_commands,
+        policy_commands,
     ):
         module.declare(commands)
     return parser

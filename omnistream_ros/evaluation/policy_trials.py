@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+import omnistream_ros
 from omnistream_ros.action.blending import Blending
 from omnistream_ros.action.onnx_policy import OnnxPolicy
 from omnistream_ros.evaluation.closed_loop import Attempt, Loop, Rate, rates
@@ -23,6 +24,7 @@ from omnistream_ros.simulation.environment import STEPS_PER_FRAME, Environment, 
 from omnistream_ros.simulation.episodes import frames_of
 
 EXPERT = "expert"
+SHIPPED = Path(omnistream_ros.__file__).parent / "data" / "tabletop-policy.onnx"
 FIRST_SEED = 1_000_000  # far from those that anything was trained on
 
 Embed = Callable[[str], NDArray[np.float32]]
@@ -48,6 +50,21 @@ class TrialSettings:
     model: str = "omnistream-nano"
     delay: int = 0
     blending: Blending = dataclasses.field(default_factory=Blending)
+
+
+def named_policies(words: Sequence[str]) -> dict[str, Path | None]:
+    """Policies from NAME=FILE, or `expert`; the shipped one where none is named.
+
+    Raises:
+        ValueError: something else.
+    """
+    found: dict[str, Path | None] = {}
+    for word in words or [f"stream={SHIPPED}"]:
+        name, equals, file = word.partition("=")
+        if not name or bool(file) != bool(equals) or (not equals and name != EXPERT):
+            raise ValueError(f"a policy is NAME=FILE or {EXPERT}, got {word!r}")
+        found[name] = Path(file) if file else None
+    return found
 
 
 def try_expert(env: Environment, seed: int) -> Attempt:

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop closed by real nodes over real DDS: simulator, perception and action node.
+
+Three processes, and nothing of ROS here: what the simulator prints, a line of JSON per attempt, is
+what is counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from omnistream_ros.action.policy_file import open_policy_file
+from omnistream_ros.evaluation.child_process import ChildProcess, children, wait_until
+from omnistream_ros.evaluation.closed_loop import Attempt, Rate, rates
+from omnistream_ros.evaluation.live import environment
+
+#: What the simulated hand can do (m, m/s, m/s^2); its gripper is a number without a unit.
+LIMITS = {
+    "max_velocity": ["*: 0.6", "gripper: 10.0"],
+    "max_acceleration": ["*: 10.0", "gripper: 100.0"],
+    "max_step": ["*: 0.12", "gripper: 2.0"],
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SimulationRun:
+    """What is run.
+
+    Attributes:
+        policy: an ONNX file.
+        tasks, attempts: each task so many times.
+        model: of the perception node.
+        speed: simulated seconds per second.
+        instruction: told instead of the tasks' own words; empty: those.
+        out: folder of the processes' logs.
+    """
+
+    policy: Path
+    tasks: tuple[str, ...]
+    attempts: int
+    out: Path
+    model: str = "omnistream-nano"
+    speed: float = 1.0
+    instruction: str = ""
+
+
+def simulate(run: SimulationRun, say: Callable[[str], None] = lambda _: None) -> dict[str, Rate]:
+    """Start the three nodes, let them work, end them; success by task.
+
+    Args:
+        say: told of each attempt, a line at a time.
+
+    Raises:
+        PolicyFileError: the policy cannot be used.
+        ChildError: a process failed or hung; the message shows the end of its log.
+    """
+    _, facts = open_policy_file(run.policy)
+    keys = [feature.key for feature in facts.features] or [""]
+    run.out.mkdir(parents=True, exist_ok=True)
+    env = environment()
+    with children() as running:
+
+        def start(name: str, parameters: dict[str, Any], remaps: dict[str, str]) -> ChildProcess:
+            words = [w for k, v in parameters.items() for w in ("-p", f"{k}:={_yaml(v)}")]
+            words += [w for k, v in remaps.items() for w in ("-r", f"{k}:={v}")]
+            module = f"omnistream_ros.nodes.{name}"
+            command = [sys.executable, "-m", module, "--ros-args", *words]
+            child = ChildProcess(name, command, run.out / f"{name}.log", env)
+            running.append(child)
+            return child
+
+        timed = {"use_sim_time": True}
+        start("perception", {**timed, "autostart": True, "model": run.model, "features": keys}, {})
+        start("action", {**timed, "policy": str(run.policy), "dry_run": False, **LIMITS}, {})
+        parameters: dict[str, Any] = {"tasks": list(run.tasks), "attempts": run.attempts}
+        parameters |= {"speed": run.speed, "instruction": run.instruction}
+        topics = {
+            f"command/{kind}": f"omnistream_action/command/{kind}"
+            for kind in ("joint_trajectory", "joint_state")
+        }
+        simulator = start("simulator", parameters, topics)
+        told = 0
+
+        def finished() -> bool:
+            nonlocal told
+            ended = simulator.returncode == 0  # asked first: what it printed is complete by then
+            made = list(_attempts(simulator))
+            for attempt in made[told:]:
+                end = f"done after {attempt.seconds:.1f} s" if attempt.success else "not done"
+                say(f"{attempt.task}  seed {attempt.seed}: {end}")
+            told = len(made)
+            return ended or simulator.json_line("finished") is not None
+
+        wait_until(finished, math.inf, [simulator, *running], "all attempts were made")
+        return rates(_attempts(simulator))
+
+
+def _attempts(simulator: ChildProcess) -> Iterator[Attempt]:
+    """What it has printed so far; a line that is still being written is left for later."""
+    for line in simulator.output().splitlines(keepends=True):
+        if line.startswith('{"task"') and line.endswith("}\n"):
+            record = json.loads(line)
+            yield Attempt(record["task"], record["seed"], record["success"], record["seconds"])
+
+
+def _yaml(value: Any) -> str:
+    """A value as ROS's command line reads it: JSON is YAML, as long as texts stay in quotes."""
+    return json.dumps(value)
