@@ -285,7 +285,7 @@ class Camera:
 
     def publish_state(self, state: int) -> None:
         """Publish a StreamStatus that belongs to no frame."""
-        self._publishers.status.publish(self._status(state, {}, 0.0))
+        self._publishers.publish_status(self._status(state, {}, 0.0))
 
     # --- between frames ---
 
@@ -378,7 +378,7 @@ class Camera:
         timings_ms = {stage: 1e3 * seconds for stage, seconds in timings.items()}
         latency_ms = 1e3 * (end - work.receipt_s)
         self._statistics.image_processed({**timings_ms, "latency": latency_ms})
-        self._publishers.status.publish(
+        self._publishers.publish_status(
             self._status(StreamStatus.STREAMING, timings_ms, latency_ms)
         )
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import torch
 from nav_msgs.msg import Odometry, Path
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from visualization_msgs.msg import Marker
 
 from omnistream_ros.msg import FeatureTensor, StreamStatus
 from omnistream_ros.nodes.depth_pictures import colour_depth
@@ -30,6 +31,7 @@ from omnistream_ros.nodes.output_messages import (
 from omnistream_ros.nodes.output_topic import OutputTopic
 from omnistream_ros.nodes.point_clouds import CloudSettings, cloud_message
 from omnistream_ros.nodes.pose_outputs import PoseOutputs
+from omnistream_ros.nodes.status_marker import status_marker
 from omnistream_ros.stream.result import FeatureKey, Outputs, StreamResult
 
 # The parameters `output_...` and the topics that follow them; status is there always.
@@ -82,6 +84,7 @@ class OutputPublishers:
                 for topic, kind in topics:
                     self._topics[topic] = OutputTopic(node, kind, prefix + topic, modes[output])
             self._topics["status"] = OutputTopic(node, StreamStatus, prefix + "status")
+            self._topics["status/marker"] = OutputTopic(node, Marker, prefix + "status/marker")
             self._pose = PoseOutputs(
                 node, self._topics["odometry"], self._topics["path"], on_tf=on_tf
             )
@@ -98,6 +101,7 @@ class OutputPublishers:
         )
         self.picture = self._topics["depth/image_color"]
         self.features, self.status = self._topics["features"], self._topics["status"]
+        self.marker = self._topics["status/marker"]
 
     def destroy(self) -> None:
         """Take all publishers off the node."""
@@ -121,6 +125,12 @@ class OutputPublishers:
             pose=self._model.has_pose and self._pose.wanted(settings.publish_tf),
             features=settings.features if self.features.wanted else (),
         )
+
+    def publish_status(self, status: StreamStatus) -> None:
+        """Publish the state of the stream, for programs and for people."""
+        self.status.publish(status)
+        if self.marker.wanted and status.header.frame_id:
+            self.marker.publish(status_marker(status))
 
     def publish(
         self,

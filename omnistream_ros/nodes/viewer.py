@@ -25,17 +25,11 @@ from omnistream_ros.nodes.distribution import message_to_rgb8, motion_from_trans
 from omnistream_ros.nodes.frames import StaticTree
 from omnistream_ros.nodes.image_checks import BadImageError, check_image
 from omnistream_ros.nodes.process import RefusedToStartError, run
+from omnistream_ros.nodes.status_marker import STATE_WORDS
 
 _DRAW_S = 0.1
 _PATH_POINTS = 5000
 _PATH_STEP = 0.02  # metres
-_STATES = {
-    StreamStatus.INACTIVE: "inactive",
-    StreamStatus.WAITING: "waiting for images",
-    StreamStatus.STREAMING: "streaming",
-    StreamStatus.STALLED: "stalled: no images",
-    StreamStatus.FAULT: "fault",
-}
 
 
 class Viewer(Node):
@@ -196,7 +190,7 @@ def _describe(status: StreamStatus) -> str:
     drops = sum(status.drop_counts)
     scale = "metric" if status.metric else "up to one scale"
     return (
-        f"**{_STATES.get(status.state, 'unknown')}** · {status.model_name} · {scale}\n\n"
+        f"**{STATE_WORDS.get(status.state, 'unknown')}** · {status.model_name} · {scale}\n\n"
         f"epoch {status.epoch}, frame {status.frame_index}, context {status.context_frames} of "
         f"{status.context_capacity} frames, {status.latency_ms:.0f} ms\n\n"
         f"{status.frames_processed} of {status.frames_received} images used, {drops} dropped"
