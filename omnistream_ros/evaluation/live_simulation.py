@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from omnistream_ros.action.policy_file import open_policy_file
+from omnistream_ros.action.spaces import ActionSpec
 from omnistream_ros.evaluation.child_process import ChildProcess, children, wait_until
 from omnistream_ros.evaluation.closed_loop import Attempt, Rate, rates
 from omnistream_ros.evaluation.live import environment
 
-#: What the simulated hand can do (m, m/s, m/s^2); its gripper is a number without a unit.
-LIMITS = {
-    "max_velocity": ["*: 0.6", "gripper: 10.0"],
-    "max_acceleration": ["*: 10.0", "gripper: 100.0"],
-    "max_step": ["*: 0.12", "gripper: 2.0"],
+#: What a simulated robot can do, by the unit of an axis.
+_LIMITS = {
+    "max_velocity": {"m": 0.6, "rad": 2.0, "1": 10.0},
+    "max_acceleration": {"m": 10.0, "rad": 20.0, "1": 100.0},
+    "max_step": {"m": 0.12, "rad": 0.5, "1": 2.0},
 }
 
 
@@ -77,7 +78,8 @@ def simulate(run: SimulationRun, say: Callable[[str], None] = lambda _: None) ->
 
         timed = {"use_sim_time": True}
         start("perception", {**timed, "autostart": True, "model": run.model, "features": keys}, {})
-        start("action", {**timed, "policy": str(run.policy), "dry_run": False, **LIMITS}, {})
+        limits = limits_of(facts.action)
+        start("action", {**timed, "policy": str(run.policy), "dry_run": False, **limits}, {})
         parameters: dict[str, Any] = {"tasks": list(run.tasks), "attempts": run.attempts}
         parameters |= {"speed": run.speed, "instruction": run.instruction}
         topics = {
@@ -99,6 +101,15 @@ def simulate(run: SimulationRun, say: Callable[[str], None] = lambda _: None) ->
 
         wait_until(finished, math.inf, [simulator, *running], "all attempts were made")
         return rates(_attempts(simulator))
+
+
+def limits_of(action: ActionSpec) -> dict[str, list[str]]:
+    """Parameters of the action node for a simulated robot that is told such actions."""
+    named = list(zip(action.names, action.units, strict=True))
+    return {
+        parameter: [f"{name}: {by_unit[unit]}" for name, unit in named]
+        for parameter, by_unit in _LIMITS.items()
+    }
 
 
 def _attempts(simulator: ChildProcess) -> Iterator[Attempt]:

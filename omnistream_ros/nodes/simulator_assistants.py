@@ -73,15 +73,17 @@ class Assistants:
             State.PRIMARY_STATE_UNCONFIGURED: Transition.TRANSITION_CONFIGURE,
             State.PRIMARY_STATE_ACTIVE: Transition.TRANSITION_DEACTIVATE,
         }
-        give_up = time.monotonic() + self._patience_s
+        give_up, refusals = time.monotonic() + self._patience_s, 0
         while not self._stopped.is_set():
             answer = self._call(state, GetState.Request())
             if answer is None or answer.current_state.id == State.PRIMARY_STATE_INACTIVE:
                 return
             way = ways.get(answer.current_state.id)
             if way is not None:
-                self._call(change, _transition(way))
-            if time.monotonic() > give_up:
+                done = self._call(change, _transition(way))
+                refusals += done is not None and not done.success
+            # Once may be somebody else who was quicker.
+            if time.monotonic() > give_up or refusals > 1:
                 raise RefusedToStartError(
                     f"{change.srv_name}: the node stays {answer.current_state.label}; its log says "
                     "why"
