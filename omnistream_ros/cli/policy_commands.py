@@ -102,6 +102,7 @@ def _run_try(options: argparse.Namespace) -> None:
     from omnistream_ros.action.blending import Blending
     from omnistream_ros.evaluation import policy_trials
     from omnistream_ros.model.sentence_encoder import installed_encoder
+    from omnistream_ros.simulation.success import table
     from omnistream_ros.simulation.tasks import make_environment, task_named
 
     if options.threads:
@@ -121,7 +122,7 @@ def _run_try(options: argparse.Namespace) -> None:
         make_environment,
         lambda text: encoder([text])[0].numpy(),
     )
-    text = policy_trials.table(found)
+    text = table(found)
     (options.out / "table.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 
@@ -152,11 +153,12 @@ def _declare_simulate(commands: Any) -> None:
 
 
 def _run_simulate(options: argparse.Namespace) -> None:
-    from omnistream_ros.evaluation import policy_trials
     from omnistream_ros.evaluation.live_simulation import SimulationRun, simulate
+    from omnistream_ros.evaluation.policy_trials import SHIPPED
+    from omnistream_ros.simulation.success import table
 
     run = SimulationRun(
-        policy=options.policy or policy_trials.SHIPPED,
+        policy=options.policy or SHIPPED,
         tasks=_tasks(options),
         attempts=options.attempts,
         model=options.model,
@@ -164,7 +166,7 @@ def _run_simulate(options: argparse.Namespace) -> None:
         instruction=options.instruction,
         out=options.out,
     )
-    print(policy_trials.table({"closed loop on topics": simulate(run, say=print)}))
+    print(table({"closed loop on topics": simulate(run, say=print)}))
 
 
 def _add_tasks(command: argparse.ArgumentParser) -> None:

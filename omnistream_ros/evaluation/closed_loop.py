@@ -8,9 +8,8 @@ was computed from a frame is carried out only so many frames later.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -21,8 +20,7 @@ from omnistream_ros.action.chunk import Chunk, Origin
 from omnistream_ros.action.policy import Observation, Policy
 from omnistream_ros.simulation.environment import STEPS_PER_FRAME, Environment
 from omnistream_ros.simulation.episodes import frames_of
-
-_SURE = 1.959964  # deviations of a normal distribution that hold 95 % of it
+from omnistream_ros.simulation.success import Attempt
 
 
 class Eyes(Protocol):
@@ -31,51 +29,6 @@ class Eyes(Protocol):
     def reset(self) -> None: ...
 
     def look(self, image: NDArray[np.uint8], time_s: float) -> dict[str, NDArray[np.float32]]: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Attempt:
-    """One try at a task: which, by what seed, how it ended and after how long."""
-
-    task: str
-    seed: int
-    success: bool
-    seconds: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Rate:
-    """Share of attempts that succeeded, with its 95 % confidence interval."""
-
-    attempts: int
-    successes: int
-
-    @property
-    def share(self) -> float:
-        return self.successes / self.attempts if self.attempts else math.nan
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's score interval (1927): good for few attempts and shares near 0 or 1, too."""
-        n, p, z = self.attempts, self.share, _SURE
-        if n == 0:
-            return 0.0, 1.0
-        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return max(0.0, middle - half), min(1.0, middle + half)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{100 * self.share:3.0f} % ({100 * low:.0f} to {100 * high:.0f})"
-
-
-def rates(attempts: Iterable[Attempt]) -> dict[str, Rate]:
-    """Success by task, in the order of the attempts."""
-    found: dict[str, Rate] = {}
-    for attempt in attempts:
-        old = found.get(attempt.task, Rate(0, 0))
-        found[attempt.task] = Rate(old.attempts + 1, old.successes + attempt.success)
-    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,8 +18,8 @@ from typing import Any
 from omnistream_ros.action.policy_file import open_policy_file
 from omnistream_ros.action.spaces import ActionSpec
 from omnistream_ros.evaluation.child_process import ChildProcess, children, wait_until
-from omnistream_ros.evaluation.closed_loop import Attempt, Rate, rates
 from omnistream_ros.evaluation.live import environment
+from omnistream_ros.simulation.success import Attempt, Rate, rates
 
 #: What a simulated robot can do, by the unit of an axis.
 _LIMITS = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 import omnistream_ros
 from omnistream_ros.action.blending import Blending
 from omnistream_ros.action.onnx_policy import OnnxPolicy
-from omnistream_ros.evaluation.closed_loop import Attempt, Loop, Rate, rates
+from omnistream_ros.evaluation.closed_loop import Loop
 from omnistream_ros.evaluation.stream_features import StreamFeatures
 from omnistream_ros.simulation.environment import STEPS_PER_FRAME, Environment, Task
 from omnistream_ros.simulation.episodes import frames_of
+from omnistream_ros.simulation.success import Attempt, Rate, rates
 
 EXPERT = "expert"
 SHIPPED = Path(omnistream_ros.__file__).parent / "data" / "tabletop-policy.onnx"
@@ -141,23 +142,6 @@ def open_eyes(policy: OnnxPolicy, model: str, env: Environment) -> StreamFeature
             "train-policy), or give the model it was trained with (--model)"
         )
     return eyes
-
-
-def table(found: Mapping[str, Mapping[str, Rate]]) -> str:
-    """Rates as Markdown: a row per task, a column per policy; the last row is all attempts."""
-    names = list(found)
-    tasks = list(next(iter(found.values())))
-    lines = ["| task | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for task in tasks:
-        lines.append(f"| {task} | " + " | ".join(str(found[name][task]) for name in names) + " |")
-    every = [together(found[name].values()) for name in names]
-    return "\n".join([*lines, "| all | " + " | ".join(map(str, every)) + " |"])
-
-
-def together(some: Iterable[Rate]) -> Rate:
-    """The rate of all attempts."""
-    each = list(some)
-    return Rate(sum(rate.attempts for rate in each), sum(rate.successes for rate in each))
 
 
 def _one_attempt(

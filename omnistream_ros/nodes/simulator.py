@@ -46,6 +46,7 @@ from omnistream_ros.simulation.environment import (
     SimulationError,
 )
 from omnistream_ros.simulation.episodes import frames_of
+from omnistream_ros.simulation.success import Attempt, rates, table
 from omnistream_ros.simulation.tasks import make_environment
 from omnistream_ros.stream.frame import Intrinsics
 
@@ -169,14 +170,14 @@ class SimulatorNode(Node):
             self._commands += 1
 
 
-def make_attempts(node: SimulatorNode) -> None:
+def make_attempts(node: SimulatorNode) -> list[Attempt]:
     """All attempts, each printed as a line of JSON.
 
     Raises:
         SimulationError: the simulator cannot run here.
-        AssistantError: a node did not answer; says which.
+        RefusedToStartError: a node did not answer; says which.
     """
-    wish = node.options.values
+    wish, made = node.options.values, []
     node.assistants.wait()
     for task in wish.tasks:
         env = make_environment(task)
@@ -189,9 +190,11 @@ def make_attempts(node: SimulatorNode) -> None:
                 if node.stopped.is_set():
                     break  # it was cut short
                 print(json.dumps(dataclasses.asdict(result)), flush=True)
+                made.append(Attempt(task, seed, result.success, result.seconds))
                 seed += 1
         finally:
             env.close()
+    return made
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -213,7 +216,9 @@ def main(args: Sequence[str] | None = None) -> int:
     serving = threading.Thread(target=_serve, args=(executor,), name="ros")
     serving.start()
     try:
-        make_attempts(node)
+        made = make_attempts(node)
+        if made:
+            print(table({"success": rates(made)}), flush=True)
         if not node.stopped.is_set():
             print(json.dumps({"finished": True}), flush=True)
         return 0

@@ -162,7 +162,7 @@ def read_episode(path: Path) -> Episode:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             pictures = np.split(arrays["png"], arrays["ends"][:-1])
-            images = [cv2.imdecode(picture, cv2.IMREAD_COLOR)[..., ::-1] for picture in pictures]
+            images = [_pixels(picture) for picture in pictures]
             return Episode(
                 path.parent.name,
                 int(path.stem),
@@ -187,3 +187,10 @@ def read_episode(path: Path) -> Episode:
 def _png(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     _, picture = cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
     return picture
+
+
+def _pixels(png: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    image = cv2.imdecode(png, cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError("an image cannot be read")
+    return image[..., ::-1].astype(np.uint8)

@@ -79,7 +79,12 @@ def _parameters(node: Any, context: Any) -> dict[str, Any]:
 
 
 def test_there_are_launch_files() -> None:
-    assert [file.name.partition(".")[0] for file in FILES] == ["demo", "omnistream", "replay"]
+    assert [file.name.partition(".")[0] for file in FILES] == [
+        "demo",
+        "omnistream",
+        "replay",
+        "sim",
+    ]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)

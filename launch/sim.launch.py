@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A simulated robot with a camera, the perception node and the action node: the loop closed.
+
+ros2 launch omnistream_ros sim.launch.py tasks:="reach-red push" attempts:=5
+
+The simulator conducts: it activates the action node for each attempt, tells the instruction, and
+prints success by task at the end, when everything is shut down.
+"""
+
+import os
+
+from launch import LaunchContext, LaunchDescription
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    OpaqueFunction,
+    RegisterEventHandler,
+    SetEnvironmentVariable,
+)
+from launch.event_handlers import OnProcessExit
+from launch.events import Shutdown
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch_ros.actions import Node
+from launch_ros.substitutions import FindPackageShare
+
+from omnistream_ros.action.policy_file import open_policy_file
+from omnistream_ros.evaluation.live_simulation import limits_of
+from omnistream_ros.evaluation.policy_trials import SHIPPED
+from omnistream_ros.simulation.tasks import DEFAULT
+
+_CONFIG = PathJoinSubstitution([FindPackageShare("omnistream_ros"), "config"])
+
+
+def generate_launch_description() -> LaunchDescription:
+    return LaunchDescription(
+        [
+            DeclareLaunchArgument(
+                "tasks", default_value=" ".join(DEFAULT), description="What is to be done."
+            ),
+            DeclareLaunchArgument(
+                "attempts", default_value="3", description="At each task; 0: for ever."
+            ),
+            DeclareLaunchArgument(
+                "policy",
+                default_value=str(SHIPPED),
+                description="An .onnx file of `omnistream train-policy`.",
+            ),
+            DeclareLaunchArgument(
+                "model", default_value="omnistream-nano", description="Of the perception node."
+            ),
+            DeclareLaunchArgument(
+                "instruction",
+                default_value="",
+                description="Told to the action node instead of the task's own words.",
+            ),
+            DeclareLaunchArgument(
+                "speed",
+                default_value="1.0",
+                description="Simulated seconds per second; less where the machine is slow.",
+            ),
+            OpaqueFunction(function=_start),
+        ]
+    )
+
+
+def _start(context: LaunchContext) -> list:
+    def argument(name: str) -> str:
+        return LaunchConfiguration(name).perform(context).strip()
+
+    def node(name: str, parameters: dict, remappings: list) -> Node:
+        return Node(
+            package="omnistream_ros",
+            executable=name,
+            name=name,
+            parameters=[parameters],
+            remappings=remappings,
+            output="screen",
+            emulate_tty=True,
+        )
+
+    _, facts = open_policy_file(argument("policy"))
+    perception = node(
+        "omnistream_perception",
+        {
+            "use_sim_time": True,
+            "autostart": True,
+            "model": argument("model"),
+            "features": [feature.key for feature in facts.features] or [""],
+        },
+        [],
+    )
+    action = node(
+        "omnistream_action",
+        {
+            "use_sim_time": True,
+            "policy": argument("policy"),
+            "dry_run": False,
+            **limits_of(facts.action),
+        },
+        [],
+    )
+    simulator = node(
+        "omnistream_simulator",
+        {
+            "tasks": argument("tasks").split(),
+            "attempts": int(argument("attempts")),
+            "instruction": argument("instruction"),
+            "speed": float(argument("speed")),
+        },
+        [
+            (f"command/{kind}", f"omnistream_action/command/{kind}")
+            for kind in ("joint_trajectory", "joint_state")
+        ],
+    )
+    over = OnProcessExit(
+        target_action=simulator, on_exit=[EmitEvent(event=Shutdown(reason="all attempts made"))]
+    )
+    return [*_shared_memory(context), RegisterEventHandler(over), perception, action, simulator]
+
+
+def _shared_memory(context: LaunchContext) -> list:
+    """The Fast DDS profile for all of them; see config/fastdds.xml."""
+    old, new = "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"
+    if os.environ.get(old) or os.environ.get(new):
+        return []
+    name = old if os.environ.get("ROS_DISTRO") == "jazzy" else new
+    return [
+        SetEnvironmentVariable(
+            name, PathJoinSubstitution([_CONFIG, "fastdds.xml"]).perform(context)
+        )
+    ]
