@@ -30,7 +30,7 @@ from omnistream_ros.nodes.scale_inputs import ScaleInputs
 from omnistream_ros.nodes.statistics import Snapshot, StreamStatistics
 from omnistream_ros.stream.frame import Frame
 from omnistream_ros.stream.metric_scale import MetricScale, ScaleState
-from omnistream_ros.stream.result import Outputs, Pose, StreamResult
+from omnistream_ros.stream.result import Outputs, Pose, StreamResult, Tracking
 from omnistream_ros.stream.streams import Streams
 
 _REPEAT_S = 5.0
@@ -89,7 +89,7 @@ class StreamPlace:
     epoch_reason: str = ""
     context_frames: int = 0
     metric: bool | None = None
-    tracked: bool | None = None  # None while no pose is wanted
+    tracking: Tracking | None = None  # None while no pose is wanted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -394,21 +394,21 @@ class Camera:
             epoch_reason=reason,
             context_frames=result.context_frames,
             metric=result.metric,
-            tracked=self._tracked(result.pose),
+            tracking=self._tracking(result.pose),
         )
 
-    def _tracked(self, pose: Pose | None) -> bool | None:
-        """Whether the camera's motion could be followed; says so when not, but not all the time."""
+    def _tracking(self, pose: Pose | None) -> Tracking | None:
+        """How the camera could be followed; says so when not at all, but not all the time."""
         if pose is None or pose.tracked:
-            return None if pose is None else True
+            return None if pose is None else pose.tracking
         now = time.monotonic()
-        if self.place.tracked and now - self._lost_told_s > _REPEAT_S:
+        if self.place.tracking is not Tracking.LOST and now - self._lost_told_s > _REPEAT_S:
             self._lost_told_s = now
             self._tell(
                 "the camera's motion cannot be followed (no texture, blur, or something in front "
                 "of the lens): the pose is a guess until it can"
             )
-        return False
+        return Tracking.LOST
 
     def _tell(self, text: str) -> None:
         whose = f"{self.name}: " if self.name else ""
@@ -425,6 +425,7 @@ class Camera:
             epoch=place.epoch,
             frame_index=place.frame_index,
             epoch_reason=place.epoch_reason,
+            tracking=place.tracking.value if place.tracking is not None else "",
             context_frames=place.context_frames,
             context_capacity=self._streams.context_capacity,
             cache_bytes=self._streams.cache_bytes(self.name),

@@ -15,6 +15,7 @@ from omnistream_ros.nodes.lifecycle import ManagedNode, Phase
 from omnistream_ros.nodes.machine import Machine, read_machine
 from omnistream_ros.nodes.statistics import Snapshot
 from omnistream_ros.stream.metric_scale import ScaleState
+from omnistream_ros.stream.result import Tracking
 from omnistream_ros.stream.scale_estimate import ScaleStatus
 
 # Reasons that are normal in live use: the node is slower than the camera, or was switched off.
@@ -53,7 +54,7 @@ class Report:
     engine: str
     engine_remark: str
     metric: bool | None
-    tracked: bool | None
+    tracking: Tracking | None
     context_frames: int
     context_capacity: int
     cache_bytes: int
@@ -62,6 +63,7 @@ class Report:
     paused: bool
     scale: ScaleState | None
     scale_fault: str
+    busy_s: float
 
 
 class Diagnostics:
@@ -141,6 +143,9 @@ class Diagnostics:
         if report.paused:
             return DiagnosticStatus.OK, "paused"
         now = report.statistics
+        if report.busy_s > report.stall_timeout:
+            text = f"the model has been at work on one image for {report.busy_s:.0f} s"
+            return DiagnosticStatus.ERROR, text
         bad = {reason: n for reason, n in now.drops.items() if reason not in _EXPECTED_DROPS}
         before = self._bad_before.get(report.camera, {})
         fresh = {r: n - before.get(r, 0) for r, n in bad.items()}
@@ -170,7 +175,7 @@ class Diagnostics:
                 return DiagnosticStatus.ERROR, text
             if share < _RATE_SLACK:
                 return DiagnosticStatus.WARN, text
-        if report.tracked is False:
+        if report.tracking is Tracking.LOST:
             text = f"{now.output_hz:.1f} Hz, but the camera's motion cannot be followed"
             return DiagnosticStatus.WARN, text
         if report.engine_remark:
@@ -206,8 +211,8 @@ def _values(report: Report) -> dict[str, str]:
         values["scale observations"] = f"{scale.observations} used, {scale.refused} refused"
         if report.scale_fault:
             values["scale fault"] = report.scale_fault
-    if report.tracked is not None:
-        values["tracking"] = "ok" if report.tracked else "lost"
+    if report.tracking is not None:
+        values["tracking"] = report.tracking.value
     if report.statistics is not None:
         now = report.statistics
         values["image topic"] = f"{report.image_topic} ({report.publishers} publishers)"

@@ -42,6 +42,7 @@ class StaticTree:
 
     def __init__(self) -> None:
         self._parent_from_child: dict[str, tuple[str, np.ndarray]] = {}
+        self._told: set[str] = set()  # frames of loops
 
     def add(self, message: TFMessage) -> list[str]:
         """Take in a message of /tf_static. Returns what is wrong with it, in words."""
@@ -56,7 +57,29 @@ class StaticTree:
                 continue
             if parent and child and parent != child:
                 self._parent_from_child[child] = (parent, motion)
+                loop = self._loop(child)
+                if loop and child not in self._told:
+                    self._told.update(loop)
+                    faults.append(
+                        f"the static transforms go in a loop ({' -> '.join(loop)}): positions in "
+                        "it mean nothing; two nodes publish them, stop one"
+                    )
         return faults
+
+    def _loop(self, child: str) -> list[str]:
+        """The frames from a frame upwards to itself again; empty when there is no loop."""
+        names = [child]
+        while names[-1] in self._parent_from_child and len(names) <= _MAX_CHAIN:
+            names.append(self._parent_from_child[names[-1]][0])
+            if names[-1] == child:
+                return names
+        return []
+
+    def __contains__(self, frame: str) -> bool:
+        """Whether a static transform leads to or from a frame."""
+        return frame in self._parent_from_child or any(
+            parent == frame for parent, _ in self._parent_from_child.values()
+        )
 
     def parent(self, frame: str) -> str | None:
         """The static parent of a frame, if it has one."""
@@ -99,6 +122,7 @@ class Placement:
         covariance: (6, 6) of (x, y, z, rotation about x, y, z) along the axes of odom, or None.
         transform: (parent, child, parent_from_child) for /tf.
         tf_refused: why it must not be published there, or "".
+        remark: what is missing in the tree, or "".
         settled: False for a moment after the start, while /tf_static may still connect the camera
             with a base and ``child`` change.
     """
@@ -108,6 +132,7 @@ class Placement:
     covariance: np.ndarray | None
     transform: tuple[str, str, np.ndarray]
     tf_refused: str
+    remark: str
     settled: bool
 
 
@@ -166,8 +191,19 @@ class OdometryFrame:
             covariance=_moved_covariance(pose.covariance, lever, self._odom_from_world[:3, :3]),
             transform=transform,
             tf_refused=refused,
+            remark=self._missing_link(camera_frame) if base_from_camera is None else "",
             settled=base_from_camera is not None
             or time.monotonic() - self._started_s > _SETTLING_S,
+        )
+
+    def _missing_link(self, camera_frame: str) -> str:
+        """Words for a robot that publishes its tree, and the camera is not in it."""
+        if self._base_frame == camera_frame or self._base_frame not in self._tree:
+            return ""
+        return (
+            f"no static transform connects '{self._base_frame}' with '{camera_frame}': the pose is "
+            f"that of '{camera_frame}'; publish the transform (robot_state_publisher or "
+            "static_transform_publisher), or correct base_frame or the driver's frame_id"
         )
 
     def _refusal(self, parent: str, child: str) -> str:

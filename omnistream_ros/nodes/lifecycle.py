@@ -50,6 +50,7 @@ class ManagedNode(LifecycleNode):
     def __init__(self, name: str, **kwargs: Any) -> None:
         super().__init__(name, **kwargs)
         self.phase = Phase.UNCONFIGURED
+        self.ending = False  # the process is about to end
         self.last_error = ""  # text only: a kept exception would keep all memory of its frames
         self._fault_lock = threading.Lock()
         self._fault = ""
@@ -149,6 +150,7 @@ class ManagedNode(LifecycleNode):
 
     def destroy_node(self) -> None:
         """Stop and free everything, from whatever state, then destroy the ROS entities."""
+        self.ending = True
         self._go_down(self.stop, self.tear_down)
         self.phase = Phase.FINALIZED
         super().destroy_node()

@@ -23,6 +23,8 @@ from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
 from omnistream_ros.msg import StreamStatus
+from omnistream_ros.nodes import bond
+from omnistream_ros.nodes.bond import Bond
 from omnistream_ros.nodes.camera import Camera, CameraSettings, camera_settings
 from omnistream_ros.nodes.diagnostics import Diagnostics, Report
 from omnistream_ros.nodes.frames import OdometryFrame, StaticTree
@@ -42,6 +44,10 @@ from omnistream_ros.stream.metric_scale import MetricScale
 from omnistream_ros.stream.streams import Streams
 
 NODE_NAME = "omnistream_perception"
+# EX_SOFTWARE of sysexits.h
+WATCHDOG_STATUS = 70
+# How long the end of the process waits for the frame in work.
+_END_PATIENCE_S = 0.5
 
 
 class PerceptionNode(ManagedNode):
@@ -61,6 +67,9 @@ class PerceptionNode(ManagedNode):
         self._tree = StaticTree()
         self._inbox: Inbox | None = None
         self._worker: StreamWorker | None = None
+        self._bond: Bond | None = None
+        self._overdue = False
+        self.abandoned = False  # the process ends while a frame is in work
         self._options = ParameterSet(
             self,
             PerceptionParameters,
@@ -68,7 +77,7 @@ class PerceptionNode(ManagedNode):
             members=lambda values: values.cameras,
         )
         self._diagnostics = Diagnostics(
-            self, self.parameters.diagnostics_period, self._reports, before=self._watch_for_silence
+            self, self.parameters.diagnostics_period, self._reports, before=self._watch
         )
         self.create_service(Trigger, "~/reset", self._reset_service(""))
         StreamServices(
@@ -158,6 +167,8 @@ class PerceptionNode(ManagedNode):
         for camera in self._cameras.values():
             camera.publish_state(StreamStatus.WAITING)
             self.get_logger().info(f"waiting for images on '{camera.topic}'")
+        if wish.bond_heartbeat_period and bond.installed():
+            self._bond = Bond(self, wish.bond_heartbeat_period)
         self._advise_on_transport()
 
     def stop(self) -> None:
@@ -165,8 +176,14 @@ class PerceptionNode(ManagedNode):
             camera.close_input()
         if self._inbox is not None:
             self._inbox.close()
-        if self._worker is not None:
-            self._worker.join()
+        if self._bond is not None:
+            self._bond.break_off()
+        self._bond = None
+        if self._worker is not None and not self._worker.join(
+            _END_PATIENCE_S if self.ending else None
+        ):
+            self.abandoned = True
+            self.get_logger().warning("ends without waiting for the frame in work")
         for camera in self._cameras.values():
             camera.stop(StreamStatus.FAULT if self.faulted else StreamStatus.INACTIVE)
         self._inbox = self._worker = None
@@ -216,9 +233,27 @@ class PerceptionNode(ManagedNode):
         for camera in self._cameras.values():
             camera.hear_tf(message)
 
-    def _watch_for_silence(self) -> None:
+    def _watch(self) -> None:
+        """Look for what does not come: images, and results of images."""
         for camera in self._cameras.values():
             camera.watch_for_silence()
+        busy_s = self._busy_s()
+        overdue = busy_s > self.parameters.stall_timeout
+        if overdue and not self._overdue:
+            self.get_logger().warning(
+                f"the model has been at work on one image for {busy_s:.1f} s: the device hangs, "
+                "or is far too slow for this model"
+            )
+        self._overdue = overdue
+        if 0.0 < self.parameters.watchdog_timeout < busy_s:
+            self.get_logger().fatal(
+                f"no result for {busy_s:.1f} s (watchdog_timeout): the process ends with status "
+                f"{WATCHDOG_STATUS}, to be started again"
+            )
+            os._exit(WATCHDOG_STATUS)
+
+    def _busy_s(self) -> float:
+        return self._worker.busy_s if self._worker is not None else 0.0
 
     # --- what services ask for ---
 
@@ -286,7 +321,7 @@ class PerceptionNode(ManagedNode):
             engine=self._engine.name if self._engine else "",
             engine_remark=self._engine.remark if self._engine else "",
             metric=camera.place.metric if active else None,
-            tracked=camera.place.tracked if active else None,
+            tracking=camera.place.tracking if active else None,
             context_frames=camera.place.context_frames if active else 0,
             context_capacity=self._streams.context_capacity,
             cache_bytes=self._streams.cache_bytes(camera.name),
@@ -295,6 +330,7 @@ class PerceptionNode(ManagedNode):
             paused=camera.paused,
             scale=camera.scale_state() if active else None,
             scale_fault=camera.scale_fault,
+            busy_s=self._busy_s(),
         )
 
     def _advise_on_transport(self) -> None:

@@ -78,6 +78,22 @@ class PerceptionParameters:
     autostart: bool = option(
         False, "Configure and activate when the process starts.", change=Change.NEVER
     )
+    bond_heartbeat_period: float = option(
+        0.25,
+        "Seconds between heartbeats for nav2's lifecycle manager while the node is active, where "
+        "the package bond is installed; 0: none.",
+        low=0.0,
+        high=10.0,
+        change=_CONFIGURE,
+    )
+    watchdog_timeout: float = option(
+        0.0,
+        "Seconds of work on one image after which the process ends with status 70, so that it is "
+        "started again; 0: never.",
+        low=0.0,
+        high=3600.0,
+        change=Change.ANY_TIME,
+    )
     diagnostics_period: float = option(
         1.0, "Seconds between messages on /diagnostics.", low=0.1, high=60.0, change=Change.NEVER
     )

@@ -45,6 +45,7 @@ class PoseOutputs:
         """A new stream begins: its path is empty."""
         self._path: list[PoseStamped] = []
         self._path_end = np.zeros(3)
+        self._remark = ""  # on the tree, told once
         self._refused = ""  # last reason not to publish on /tf, told once
 
     def destroy(self) -> None:
@@ -80,6 +81,10 @@ class PoseOutputs:
             self._odometry.publish(_odometry_message(header, placement))
         if not placement.settled:
             return
+        if placement.remark != self._remark:
+            self._remark = placement.remark
+            if self._remark:
+                self._node.get_logger().warning(self._remark)
         self._extend_path(header, placement.motion, path_length)
         if self._tf is None or not publish_tf:
             return

@@ -37,6 +37,12 @@ class FaultReporting(Protocol):
     def report_fault(self, error: BaseException) -> None: ...
 
 
+class Abandoning(Protocol):
+    """A node that may end while a thread of it is still at work in some library."""
+
+    abandoned: bool
+
+
 def tune_allocator() -> bool:
     """Let glibc keep the memory of images instead of returning it to the kernel at every message.
 
@@ -98,6 +104,7 @@ def run(create_node: Callable[[], Node], args: Sequence[str] | None = None) -> i
     finally:
         executor.remove_node(node)
         node.destroy_node()
+        abandoned = getattr(node, "abandoned", False)
         executor.shutdown(timeout_sec=1.0)
         rclpy.try_shutdown()
         # A lifecycle node and its state machine hold each other, and an executor holds the node of
@@ -106,6 +113,11 @@ def run(create_node: Callable[[], Node], args: Sequence[str] | None = None) -> i
         del node, executor
         gc.collect()
         ended.set()
+        if abandoned:
+            # The interpreter would take the libraries apart under a thread that still uses them.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
     return 0
 
 

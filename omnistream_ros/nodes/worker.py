@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 
 from omnistream_ros.nodes.camera import Camera
@@ -36,12 +37,31 @@ class StreamWorker:
         self._inbox = inbox
         self._on_fault = on_fault
         self._in_work = threading.Lock()
+        self._begun_s: float | None = None  # of the frame in work
+        self._abandoned = False
         self._thread = threading.Thread(target=self._run, name="stream", daemon=True)
         self._thread.start()
 
-    def join(self) -> None:
-        """Wait for the thread's end; the inbox must be closed before."""
-        self._thread.join()
+    @property
+    def busy_s(self) -> float:
+        """Seconds since the frame in work was begun; 0 between frames. Any thread."""
+        begun_s = self._begun_s
+        return 0.0 if begun_s is None else time.monotonic() - begun_s
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait for the thread's end; the inbox must be closed before.
+
+        Returns:
+            False when it is still at work after ``timeout_s``: what becomes of its frame is then of
+            no interest, and the process must end without waiting for it.
+        """
+        self._thread.join(timeout_s)
+        self._abandoned = self._thread.is_alive()
+        if self._abandoned:
+            # Or the thread would keep the node, and with it its shared memory.
+            self._cameras = {}
+            self._on_fault = lambda error: None
+        return not self._abandoned
 
     @contextlib.contextmanager
     def between_frames(self) -> Iterator[None]:
@@ -57,8 +77,11 @@ class StreamWorker:
             at_once = self._streams.at_once
             while (images := self._inbox.take(at_once, self._patience)) is not None:
                 with self._in_work:
+                    self._begun_s = time.monotonic()
                     self._process(images)
+                    self._begun_s = None
         except Exception as error:  # the node logs it and goes to error processing
+            self._begun_s = None
             self._on_fault(error)
 
     def _patience(self, camera: str, image: PendingImage) -> float:
@@ -71,5 +94,7 @@ class StreamWorker:
             {name: w.frame for name, w in work.items()},
             {name: self._cameras[name].wanted(w) for name, w in work.items()},
         )
+        if self._abandoned:
+            return
         for name, result in results.items():
             self._cameras[name].finish(work[name], result)

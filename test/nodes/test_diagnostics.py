@@ -15,6 +15,7 @@ from omnistream_ros.nodes.lifecycle import Phase
 from omnistream_ros.nodes.machine import Machine, read_machine
 from omnistream_ros.nodes.statistics import Snapshot
 from omnistream_ros.stream.metric_scale import ScaleState
+from omnistream_ros.stream.result import Tracking
 from omnistream_ros.stream.scale_estimate import ScaleStatus
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
@@ -40,7 +41,8 @@ REPORT = Report(
     engine="eager",
     engine_remark="",
     metric=True,
-    tracked=True,
+    tracking=Tracking.GOOD,
+    busy_s=0.0,
     context_frames=17,
     context_capacity=17,
     cache_bytes=2 << 20,
@@ -96,7 +98,7 @@ def scale(source: str, status: ScaleStatus) -> ScaleState:
         ({"drops": {"short_data": 2}}, WARN, "2 short_data"),
         ({"drops": {"superseded": 50, "paused": 9, "deactivated": 1}}, OK, "9.0 Hz"),
         ({"received": 0, "publishers": 0}, WARN, "no publisher on '/image'"),
-        ({"tracked": False}, WARN, "cannot be followed"),
+        ({"tracking": Tracking.LOST}, WARN, "cannot be followed"),
         ({"engine_remark": "eager instead"}, WARN, "eager instead"),
         ({"scale": scale("range", ScaleStatus.KNOWN)}, OK, "9.0 Hz"),
         ({"scale": scale("range", ScaleStatus.NONE)}, WARN, "scale from range: nothing observed"),

@@ -59,7 +59,12 @@ def test_lookup_through_a_common_ancestor(a: np.ndarray, b: np.ndarray, c: np.nd
 
 
 def test_loops_and_nonsense_do_not_hang() -> None:
-    known = tree(("a", "b", np.eye(4)), ("b", "a", np.eye(4)), ("c", "c", np.eye(4)))
+    known = StaticTree()
+    links = [("a", "b"), ("b", "a"), ("c", "c")]
+    message = TFMessage(transforms=[transform(p, c, np.eye(4)) for p, c in links])
+    (loop,) = known.add(message)
+    assert "in a loop (a -> b -> a)" in loop
+    assert known.add(message) == []  # told once
     assert known.lookup("a", "x") is None
     assert known.lookup("a", "b") is not None
     broken = TransformStamped(child_frame_id="child")
@@ -195,3 +200,16 @@ def test_inverted_leaves_the_base_its_parent_and_gives_odom_only_one() -> None:
     refused = frame.place(pose(np.eye(4)), "camera").tf_refused
     assert "'odom' already has the parent 'map'" in refused
     assert "tf_inverted" in refused
+
+
+def test_a_missing_link_is_told() -> None:
+    """Only where the robot publishes its tree: most cameras on a desk have none."""
+    known = StaticTree()
+    frame = OdometryFrame("odom", "base", known)
+    assert frame.place(pose(np.eye(4)), "camera").remark == ""
+    known.add(TFMessage(transforms=[transform("base", "mast", np.eye(4))]))
+    placement = frame.place(pose(np.eye(4)), "camera")
+    assert placement.child == "camera"
+    assert "no static transform connects 'base' with 'camera'" in placement.remark
+    known.add(TFMessage(transforms=[transform("mast", "camera", np.eye(4))]))
+    assert frame.place(pose(np.eye(4)), "camera").remark == ""

@@ -57,6 +57,7 @@ def test_full_path(user: User, start_node: NodeStarter) -> None:
     assert features[-1].model_name == "tiny"
     assert len(features[-1].weights_sha256) == 64
     assert last.metric
+    assert last.tracking == "good"
     assert last.epoch == 0
     assert last.epoch_reason == "start"
     assert last.context_capacity == 17
