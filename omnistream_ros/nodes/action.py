@@ -178,8 +178,9 @@ class ActionNode(ManagedNode):
         if self._worker is not None:
             self._worker.close()
         self._inputs = self._worker = None
-        if controller is not None:
+        if controller is not None and self._outputs is not None:
             self._publish_status()
+            self._outputs.flush()
 
     def tear_down(self) -> None:
         self.stop()

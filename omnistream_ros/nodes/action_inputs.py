@@ -13,7 +13,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import Image, JointState
@@ -25,9 +24,11 @@ from omnistream_ros.action.policy import Needs
 from omnistream_ros.action.policy_facts import FeatureInput
 from omnistream_ros.action.safety import Drop
 from omnistream_ros.msg import FeatureTensor
+from omnistream_ros.nodes import handover
 from omnistream_ros.nodes.distribution import message_to_rgb8
 from omnistream_ros.nodes.feature_messages import KINDS, BadTensorError, to_numpy, to_torch
 from omnistream_ros.nodes.image_checks import BadImageError, check_image
+from omnistream_ros.nodes.lifecycle import ManagedNode
 
 _KIND_NAMES = {number: kind.value for kind, number in KINDS.items()}
 
@@ -101,19 +102,18 @@ class FeatureStream:
 
 
 class ActionInputs:
-    """The subscriptions of an active node.
+    """The subscriptions of an active node; features of a node in this process come by reference.
 
     Args:
         streams: topic of features by stream.
         images: topic of images by the policy's name; `image_size` as the parameter.
         robot_names: the robot's name of each joint by the policy's.
-        local: hands features over by reference; asked first, see `handover`.
         news: called after whatever a policy might answer to.
     """
 
     def __init__(
         self,
-        node: Node,
+        node: ManagedNode,
         controller: Controller,
         needs: Needs,
         *,
@@ -131,9 +131,14 @@ class ActionInputs:
         self._news = news
         self._image_counts = dict.fromkeys(images, 0)
         self._subscriptions: list[Any] = []
+        self._ends: list[Callable[[], None]] = []
         for stream, topic in streams.items():
             wanted = [feature for feature in needs.features if feature.stream == stream]
             tensors = FeatureStream(stream, wanted, needs.model_sha256, controller)
+            name = node.resolve_topic_name(topic)
+            if handover.is_local(name):
+                self._ends.append(handover.listen(name, functools.partial(self._on_given, tensors)))
+                continue
             # Several tensors a frame: more than the newest message has to wait.
             self._subscribe(
                 FeatureTensor, topic, functools.partial(self._on_features, tensors), len(wanted) + 4
@@ -151,6 +156,8 @@ class ActionInputs:
 
     def close(self) -> None:
         """Hear nothing any more."""
+        while self._ends:
+            self._ends.pop()()
         while self._subscriptions:
             self._node.destroy_subscription(self._subscriptions.pop())
 
@@ -171,6 +178,14 @@ class ActionInputs:
     def _on_features(self, stream: FeatureStream, message: FeatureTensor) -> None:
         if stream.hear(message, self._now_ns()):
             self._news()
+
+    def _on_given(self, stream: FeatureStream, message: FeatureTensor, tensor: Any) -> None:
+        """Called in the thread of the node that computed the tensor."""
+        try:
+            if stream.hear(message, self._now_ns(), tensor):
+                self._news()
+        except Exception as error:  # ours, in somebody else's thread
+            self._node.report_fault(error)
 
     def _on_image(self, name: str, message: Image) -> None:
         try:

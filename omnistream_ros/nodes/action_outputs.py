@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from geometry_msgs.msg import TwistStamped
+from rclpy.duration import Duration
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.time import Time
@@ -20,6 +21,7 @@ from omnistream_ros.nodes import action_messages
 from omnistream_ros.nodes.lifecycle import ManagedNode
 
 _QOS_DEPTH = 10
+_FLUSH = Duration(seconds=0.2)
 _KINDS = {"joint_trajectory": JointTrajectory, "joint_state": JointState, "twist": TwistStamped}
 
 
@@ -66,6 +68,14 @@ class ActionOutputs:
         self.commands += 1
         for name, publisher in (self._dry_run if dry_run else self._robot).items():
             publisher.publish(self._message(name, command, now))
+
+    def flush(self) -> None:
+        """Wait until reliable subscribers have what was published last, but not for ever.
+
+        A publisher that is destroyed takes along what has not arrived; the last command has to.
+        """
+        for publisher in self._made:
+            publisher.wait_for_all_acked(_FLUSH)
 
     def destroy(self) -> None:
         """Take all publishers off the node."""

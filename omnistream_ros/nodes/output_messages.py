@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
+import array
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from omnistream_ros.msg import FeatureTensor
 from omnistream_ros.nodes.distribution import byte_array
 from omnistream_ros.nodes.feature_messages import KINDS, set_tensor
+from omnistream_ros.stream.compressed_images import encode_depth
 from omnistream_ros.stream.frame import Intrinsics
 from omnistream_ros.stream.result import FeatureKey, StreamResult
 from omnistream_ros.stream.undistort import Undistorter
@@ -73,6 +75,15 @@ def depth_image(depth: torch.Tensor, encoding: str, header: Header) -> Image:
     return image_message(values, encoding, header)
 
 
+def compressed_depth_image(depth: torch.Tensor, header: Header) -> CompressedImage:
+    """Depth (H, W) in metres as image_transport's compressedDepth: 16UC1 in a PNG, for thin links."""
+    image = depth_image(depth, "16UC1", header)
+    values = np.frombuffer(image.data, np.uint16).reshape(image.height, image.width)
+    message = CompressedImage(header=header, format="16UC1; compressedDepth png")
+    message.data = array.array("B", encode_depth(values))
+    return message
+
+
 def image_message(values: np.ndarray, encoding: str, header: Header) -> Image:
     """Pixels (H, W) or (H, W, C), contiguous, as a message of the encoding that fits them."""
     height, width = values.shape[:2]
@@ -109,6 +120,15 @@ def feature_message(
     model: ModelFacts,
 ) -> FeatureTensor:
     """One feature tensor with all that is needed to use it elsewhere."""
+    message = feature_facts(key, result, source, model)
+    set_tensor(message, tensor)
+    return message
+
+
+def feature_facts(
+    key: FeatureKey, result: StreamResult, source: SourceFacts, model: ModelFacts
+) -> FeatureTensor:
+    """The same without the tensor."""
     message = FeatureTensor(
         header=source.header,
         stream_id=source.stream_id,
@@ -127,5 +147,4 @@ def feature_message(
     message.model_height, message.model_width = result.model_size
     message.source_height, message.source_width = result.source_size
     message.model_to_source = np.asarray(result.model_to_source, np.float64).reshape(6)
-    set_tensor(message, tensor)
     return message

@@ -13,18 +13,21 @@ from collections.abc import Mapping
 
 import torch
 from nav_msgs.msg import Odometry, Path
-from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from visualization_msgs.msg import Marker
 
 from omnistream_ros.msg import FeatureTensor, StreamStatus
+from omnistream_ros.nodes import handover
 from omnistream_ros.nodes.depth_pictures import colour_depth
 from omnistream_ros.nodes.frames import OdometryFrame
 from omnistream_ros.nodes.lifecycle import ManagedNode
 from omnistream_ros.nodes.output_messages import (
     ModelFacts,
     SourceFacts,
+    compressed_depth_image,
     depth_camera_info,
     depth_image,
+    feature_facts,
     feature_message,
     image_message,
 )
@@ -36,7 +39,11 @@ from omnistream_ros.stream.result import FeatureKey, Outputs, StreamResult
 
 # The parameters `output_...` and the topics that follow them; status is there always.
 OUTPUTS: dict[str, tuple[tuple[str, type], ...]] = {
-    "depth": (("depth/image", Image), ("depth/camera_info", CameraInfo)),
+    "depth": (
+        ("depth/image", Image),
+        ("depth/image/compressedDepth", CompressedImage),
+        ("depth/camera_info", CameraInfo),
+    ),
     "confidence": (("depth/confidence", Image),),
     "image_color": (("depth/image_color", Image),),
     "points": (("depth/points", PointCloud2),),
@@ -77,6 +84,7 @@ class OutputPublishers:
         on_tf: bool,
     ) -> None:
         self._model = model
+        self._features_name = node.resolve_topic_name(f"{prefix}features")
         self._topics: dict[str, OutputTopic] = {}
         self._pose: PoseOutputs | None = None
         try:
@@ -100,6 +108,7 @@ class OutputPublishers:
             self._topics["depth/points"],
         )
         self.picture = self._topics["depth/image_color"]
+        self.compressed = self._topics["depth/image/compressedDepth"]
         self.features, self.status = self._topics["features"], self._topics["status"]
         self.marker = self._topics["status/marker"]
 
@@ -121,9 +130,12 @@ class OutputPublishers:
         assert self._pose is not None
         return Outputs(
             depth=self._model.has_depth
-            and any(t.wanted for t in (self.depth, self.confidence, self.picture, self.points)),
+            and any(
+                t.wanted
+                for t in (self.depth, self.compressed, self.confidence, self.picture, self.points)
+            ),
             pose=self._model.has_pose and self._pose.wanted(settings.publish_tf),
-            features=settings.features if self.features.wanted else (),
+            features=settings.features if self._features_wanted else (),
         )
 
     def publish_status(self, status: StreamStatus) -> None:
@@ -158,8 +170,20 @@ class OutputPublishers:
                 publish_tf=settings.publish_tf,
                 path_length=settings.path_length,
             )
+        self._publish_features(result, source)
+
+    @property
+    def _features_wanted(self) -> bool:
+        return self.features.wanted or bool(handover.listeners(self._features_name))
+
+    def _publish_features(self, result: StreamResult, source: SourceFacts) -> None:
+        """First by reference to who is in this process, then as bytes to everybody else."""
+        given = handover.listeners(self._features_name)
         for key, tensor in result.features.items():
-            self.features.publish(feature_message(key, tensor, result, source, self._model))
+            for listener in given:
+                listener(feature_facts(key, result, source, self._model), tensor)
+            if self.features.wanted:
+                self.features.publish(feature_message(key, tensor, result, source, self._model))
 
     def _publish_depth(
         self, result: StreamResult, source: SourceFacts, settings: OutputSettings
@@ -167,6 +191,8 @@ class OutputPublishers:
         assert result.depth is not None
         if self.depth.wanted:
             self.depth.publish(depth_image(result.depth, settings.depth_encoding, source.header))
+        if self.compressed.wanted:
+            self.compressed.publish(compressed_depth_image(result.depth, source.header))
         if self.points.wanted:
             self.points.publish(
                 cloud_message(source.header, result, source.pixels, settings.cloud, source.lens)
