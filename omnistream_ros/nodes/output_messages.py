@@ -76,7 +76,7 @@ def depth_image(depth: torch.Tensor, encoding: str, header: Header) -> Image:
 
 
 def compressed_depth_image(depth: torch.Tensor, header: Header) -> CompressedImage:
-    """Depth (H, W) in metres as image_transport's compressedDepth: 16UC1 in a PNG, for thin links."""
+    """Depth (H, W) in metres as a PNG of 16UC1, as image_transport does: for thin links."""
     image = depth_image(depth, "16UC1", header)
     values = np.frombuffer(image.data, np.uint16).reshape(image.height, image.width)
     message = CompressedImage(header=header, format="16UC1; compressedDepth png")
@@ -120,15 +120,6 @@ def feature_message(
     model: ModelFacts,
 ) -> FeatureTensor:
     """One feature tensor with all that is needed to use it elsewhere."""
-    message = feature_facts(key, result, source, model)
-    set_tensor(message, tensor)
-    return message
-
-
-def feature_facts(
-    key: FeatureKey, result: StreamResult, source: SourceFacts, model: ModelFacts
-) -> FeatureTensor:
-    """The same without the tensor."""
     message = FeatureTensor(
         header=source.header,
         stream_id=source.stream_id,
@@ -147,4 +138,5 @@ def feature_facts(
     message.model_height, message.model_width = result.model_size
     message.source_height, message.source_width = result.source_size
     message.model_to_source = np.asarray(result.model_to_source, np.float64).reshape(6)
+    set_tensor(message, tensor)
     return message

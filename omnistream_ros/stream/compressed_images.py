@@ -113,6 +113,17 @@ def decode_depth(data: bytes, message_format: str) -> np.ndarray:
     return depth
 
 
+def encode_depth(millimetres: np.ndarray) -> bytes:
+    """Depth (H, W) uint16 as compressed_depth_image_transport writes a 16UC1 image: without loss.
+
+    The fastest level of PNG: the next ones take twice the time for a tenth fewer bytes.
+    """
+    done, png = cv2.imencode(".png", millimetres, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    if not done:
+        raise ValueError(f"a depth image of shape {millimetres.shape} cannot be written as PNG")
+    return _DEPTH_HEADER.pack(0, 0.0, 0.0) + png.tobytes()
+
+
 def _rvl(data: bytes, message_format: str) -> np.ndarray:
     if len(data) < _RVL_SIZE.size:
         raise _broken(message_format, "no size in front of the RVL stream")

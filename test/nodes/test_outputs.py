@@ -9,8 +9,14 @@ import torch
 from ros_processes import camera_info
 from std_msgs.msg import Header
 
-from omnistream_ros.nodes.output_messages import SourceFacts, depth_camera_info, depth_image
+from omnistream_ros.nodes.output_messages import (
+    SourceFacts,
+    compressed_depth_image,
+    depth_camera_info,
+    depth_image,
+)
 from omnistream_ros.nodes.statistics import StreamStatistics
+from omnistream_ros.stream.compressed_images import decode_depth
 from omnistream_ros.stream.frame import Intrinsics
 
 INF, NAN = float("inf"), float("nan")
@@ -30,6 +36,16 @@ def test_depth_in_millimetres_marks_the_unknown_with_zero() -> None:
     assert (image.step, image.encoding, image.is_bigendian) == (8, "16UC1", 0)
     values = np.frombuffer(image.data, "<u2").reshape(2, 4)
     np.testing.assert_array_equal(values, [[0, 1, 1234, 65535], [0, 0, 0, 0]])
+
+
+def test_compressed_depth_is_what_image_transport_reads() -> None:
+    message = compressed_depth_image(DEPTH, Header(frame_id="camera"))
+    assert message.format == "16UC1; compressedDepth png"
+    assert message.header.frame_id == "camera"
+    read = decode_depth(bytes(message.data), message.format)
+    expected = np.array([[NAN, 0.001, 1.234, 65.535], [NAN, NAN, NAN, NAN]], np.float32)
+    np.testing.assert_array_equal(read, expected)
+    assert bytes(message.data)[12:16] == b"\x89PNG"
 
 
 def test_depth_of_a_rectified_image_has_no_distortion() -> None:

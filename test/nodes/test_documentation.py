@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/perception_node.md and the node name the same parameters, topics, services and reasons.
+
+Topics and services are those of a real node, not what a search through its source would find.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+from ros_processes import NODE, NodeStarter, User
+
+from omnistream_ros.nodes.image_checks import Drop
+from omnistream_ros.nodes.perception_parameters import PerceptionParameters
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "perception_node.md").read_text(encoding="utf-8")
+# What every node of rclpy, and every lifecycle node, has.
+COMMON_TOPICS = {"/parameter_events", "/rosout", "~/transition_event"}
+COMMON_SERVICES = {
+    *("change_state", "get_available_states", "get_available_transitions", "get_state"),
+    *("describe_parameters", "get_parameter_types", "get_parameters", "get_transition_graph"),
+    *("get_type_description", "list_parameters", "set_parameters", "set_parameters_atomically"),
+    "get_logger_levels",
+    "set_logger_levels",
+}
+
+
+def section(title: str) -> str:
+    """The text below a heading, up to the next one of its level."""
+    (text,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    return text
+
+
+def first_column(text: str) -> set[str]:
+    """Names in backticks in the first column of all tables."""
+    cells = re.findall(r"^\| ((?:`[^`|]+`(?:, )?)+) \|", text, re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+
+
+def test_parameters() -> None:
+    in_code = {field.name for field in dataclasses.fields(PerceptionParameters)}
+    assert first_column(section("Parameters")) == in_code
+
+
+def test_parameters_of_the_example_file() -> None:
+    yaml = pytest.importorskip("yaml")
+    for file in (ROOT / "config").glob("*.yaml"):
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if "/**" not in content or "action" in file.name or "simulator" in file.name:
+            continue
+        given = content["/**"]["ros__parameters"]
+        fields = {field.name: field for field in dataclasses.fields(PerceptionParameters)}
+        cameras = {name for name in given.get("cameras", []) if name}
+        assert set(given) - cameras - {"qos_overrides", "use_sim_time"} <= set(fields), file.name
+        if file.name == "omnistream.yaml":
+            assert set(given) == set(fields)
+            for name, field in fields.items():
+                default = list(field.default) or [""] if name == "cameras" else field.default
+                default = list(default) if isinstance(default, tuple) else default
+                assert given[name] == default, name
+
+
+def test_reasons_for_images_that_are_not_used() -> None:
+    documented = first_column(section("Images that are not used"))
+    assert documented == {drop.value for drop in Drop}
+
+
+@pytest.fixture(scope="module")
+def of_the_node() -> dict[str, set[str]]:
+    """Filled by the node's test below; the configurations that others look at come after it."""
+    return {}
+
+
+def test_topics_and_services(
+    user: User, start_node: NodeStarter, of_the_node: dict[str, set[str]]
+) -> None:
+    start_node(autostart=True, scale="range").wait_for("waiting for images")
+    name = NODE.lstrip("/")
+
+    def own(pairs: list[tuple[str, list[str]]]) -> set[str]:
+        return {topic.replace(f"{NODE}/", "~/") for topic, _ in pairs}
+
+    def published() -> set[str]:
+        return own(user.node.get_publisher_names_and_types_by_node(name, "/")) - COMMON_TOPICS
+
+    def subscribed() -> set[str]:
+        return own(user.node.get_subscriber_names_and_types_by_node(name, "/")) - COMMON_TOPICS
+
+    def services() -> set[str]:
+        found = own(user.node.get_service_names_and_types_by_node(name, "/"))
+        return {s for s in found if s.removeprefix("~/") not in COMMON_SERVICES}
+
+    user.wait_until(lambda: "/scale/depth" in subscribed() and "~/status" in published(), "graph")
+    documented = first_column(section("Topics"))
+    in_code = published() | subscribed() | {"/scale/odometry", "/scale/pose"}  # the other source
+    in_code |= {"/tf"}
+    relative = {
+        topic if topic.startswith(("~", "/tf", "/diag")) else topic[1:] for topic in in_code
+    }
+    assert documented == relative
+    documented = {s for s in first_column(section("Services")) if "NAME" not in s}
+    assert documented == services()
+    of_the_node["published"] = published()
+
+
+def test_viewers_show_topics_that_there_are(of_the_node: dict[str, set[str]]) -> None:
+    if not of_the_node:
+        pytest.skip("needs the test before it")
+    published = {topic.replace("~/", f"{NODE}/") for topic in of_the_node["published"]}
+    known = published | {"/image", "/diagnostics", "/tf", ""}
+    rviz = (ROOT / "config" / "omnistream.rviz").read_text(encoding="utf-8")
+    shown = set(re.findall(r"Value: (/\S+)", rviz))
+    assert shown
+    assert shown <= known
+    foxglove = json.loads((ROOT / "config" / "foxglove.json").read_text(encoding="utf-8"))
+    text = json.dumps(foxglove["configById"])
+    used = {topic.partition(".")[0] for topic in re.findall(r'"(/[a-z][\w/.]*)"', text)}
+    assert used
+    assert used <= known
+
+
+@pytest.mark.parametrize("source", ["odometry"])
+def test_the_other_sources_of_scale(user: User, start_node: NodeStarter, source: str) -> None:
+    start_node(autostart=True, scale=source).wait_for("waiting for images")
+
+    def subscribed() -> set[str]:
+        pairs = user.node.get_subscriber_names_and_types_by_node(NODE.lstrip("/"), "/")
+        return {topic for topic, _ in pairs}
+
+    user.wait_until(lambda: {"/scale/odometry", "/scale/pose"} <= subscribed(), "subscriptions")
+    assert not {"/scale/scan", "/scale/depth"} & subscribed()
