@@ -120,6 +120,15 @@ def feature_message(
     model: ModelFacts,
 ) -> FeatureTensor:
     """One feature tensor with all that is needed to use it elsewhere."""
+    message = feature_facts(key, result, source, model)
+    set_tensor(message, tensor)
+    return message
+
+
+def feature_facts(
+    key: FeatureKey, result: StreamResult, source: SourceFacts, model: ModelFacts
+) -> FeatureTensor:
+    """The same without the tensor."""
     message = FeatureTensor(
         header=source.header,
         stream_id=source.stream_id,
@@ -138,5 +147,4 @@ def feature_message(
     message.model_height, message.model_width = result.model_size
     message.source_height, message.source_width = result.source_size
     message.model_to_source = np.asarray(result.model_to_source, np.float64).reshape(6)
-    set_tensor(message, tensor)
     return message

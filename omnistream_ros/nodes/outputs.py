@@ -17,6 +17,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from visualization_msgs.msg import Marker
 
 from omnistream_ros.msg import FeatureTensor, StreamStatus
+from omnistream_ros.nodes import handover
 from omnistream_ros.nodes.depth_pictures import colour_depth
 from omnistream_ros.nodes.frames import OdometryFrame
 from omnistream_ros.nodes.lifecycle import ManagedNode
@@ -26,6 +27,7 @@ from omnistream_ros.nodes.output_messages import (
     compressed_depth_image,
     depth_camera_info,
     depth_image,
+    feature_facts,
     feature_message,
     image_message,
 )
@@ -82,6 +84,7 @@ class OutputPublishers:
         on_tf: bool,
     ) -> None:
         self._model = model
+        self._features_name = node.resolve_topic_name(f"{prefix}features")
         self._topics: dict[str, OutputTopic] = {}
         self._pose: PoseOutputs | None = None
         try:
@@ -132,7 +135,7 @@ class OutputPublishers:
                 for t in (self.depth, self.compressed, self.confidence, self.picture, self.points)
             ),
             pose=self._model.has_pose and self._pose.wanted(settings.publish_tf),
-            features=settings.features if self.features.wanted else (),
+            features=settings.features if self._features_wanted else (),
         )
 
     def publish_status(self, status: StreamStatus) -> None:
@@ -167,8 +170,20 @@ class OutputPublishers:
                 publish_tf=settings.publish_tf,
                 path_length=settings.path_length,
             )
+        self._publish_features(result, source)
+
+    @property
+    def _features_wanted(self) -> bool:
+        return self.features.wanted or bool(handover.listeners(self._features_name))
+
+    def _publish_features(self, result: StreamResult, source: SourceFacts) -> None:
+        """First by reference to who is in this process, then as bytes to everybody else."""
+        given = handover.listeners(self._features_name)
         for key, tensor in result.features.items():
-            self.features.publish(feature_message(key, tensor, result, source, self._model))
+            for listener in given:
+                listener(feature_facts(key, result, source, self._model), tensor)
+            if self.features.wanted:
+                self.features.publish(feature_message(key, tensor, result, source, self._model))
 
     def _publish_depth(
         self, result: StreamResult, source: SourceFacts, settings: OutputSettings
