@@ -104,6 +104,11 @@ def _declare_export(commands: Any) -> None:
     command.add_argument("--sink", type=int, default=1, help="default: %(default)s")
     command.add_argument("--window", type=int, default=16, help="default: %(default)s")
     command.add_argument("--precision", default="float32", choices=("float32", "float16"))
+    command.add_argument(
+        "--without-heads",
+        action="store_true",
+        help="end with the features; depth and pose, where wanted, are then computed by torch",
+    )
 
 
 def _run_export(options: argparse.Namespace) -> None:
@@ -122,7 +127,8 @@ def _run_export(options: argparse.Namespace) -> None:
     dtype = getattr(torch, options.precision)
     out = options.out or Path(f"{model.config.name}.onnx")
     maker = EngineMaker(model, card.sha256, shape, dtype, onnx_file=out, tell=print)
-    facts = export_step(out, maker.rounded, card.sha256, shape)
+    heads = not options.without_heads
+    facts = export_step(out, maker.rounded, card.sha256, shape, heads=heads)
     print(
         f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB): {facts.model} "
         f"({facts.sha256[:12]}), {facts.dtype}, images of {facts.width}x{facts.height}, "

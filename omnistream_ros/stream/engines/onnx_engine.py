@@ -75,6 +75,7 @@ class OnnxEngine:
             out.name: torch.float16 if "float16" in out.type else torch.float32
             for out in self._session.get_outputs()
         }
+        self._has_heads = any(name in self._sizes for name in (*DEPTH_OUTPUTS, *CAMERA_OUTPUTS))
         # TensorRT may read an input after it has begun to write an output.
         self._in_place = provider != "tensorrt"
 
@@ -111,6 +112,11 @@ class OnnxEngine:
         }
         features = self._graph.output(hidden, out["normed"], pyramid)
         self._inputs.end(cache, features)
+        if not self._has_heads:
+            lap("backbone")
+            prediction = self.model.predict(features, depth=depth, rays=False, camera=camera)
+            lap("heads")
+            return prediction
         prediction = Prediction(features)
         prediction.depth, prediction.depth_confidence = (out.get(name) for name in DEPTH_OUTPUTS)
         if camera and CAMERA_OUTPUTS[0] in out:

@@ -34,11 +34,12 @@ _OPSET = 18
 
 
 class _WholeStep(nn.Module):
-    """Backbone and heads on caches that are returned instead of written."""
+    """Backbone and, if wanted, heads on caches that are returned instead of written."""
 
-    def __init__(self, model: OmniStream, shape: StepShape) -> None:
+    def __init__(self, model: OmniStream, shape: StepShape, heads: bool) -> None:
         super().__init__()
         self.model = model
+        self.heads = heads
         self.step = StepGraph(model, shape)  # `graph` is taken by the exporter
 
     def forward(
@@ -47,7 +48,7 @@ class _WholeStep(nn.Module):
         memory = FlatMemory(keys, values, inputs.rows, inputs.bias, in_place=False)
         hidden, normed, pyramid = self.step(pixels, inputs, memory)
         features = self.step.output(hidden, normed, pyramid)
-        prediction = self.model.predict(features, rays=False)
+        prediction = self.model.predict(features, depth=self.heads, rays=False, camera=self.heads)
         outputs = {f"hidden.{layer}": h for layer, h in enumerate(hidden)}
         outputs["normed"] = normed
         outputs |= {f"pyramid.{stride}": x for stride, x in pyramid.items()}
@@ -63,11 +64,15 @@ class _WholeStep(nn.Module):
         return outputs
 
 
-def export_step(path: str | Path, model: OmniStream, sha256: str, shape: StepShape) -> StepFacts:
+def export_step(
+    path: str | Path, model: OmniStream, sha256: str, shape: StepShape, *, heads: bool = True
+) -> StepFacts:
     """Write the step of `model`, in its present precision; the file is whole or not there.
 
     Args:
         sha256: of the weights' file, from its card.
+        heads: whether the file also computes depth and pose, with every step. Without them it
+            ends with the features, and who wants more computes it from those in torch.
 
     Raises:
         EngineError: packages for exporting are missing, or the model cannot be exported.
@@ -82,7 +87,7 @@ def export_step(path: str | Path, model: OmniStream, sha256: str, shape: StepSha
         ) from error
     if model.backbone.device.type != "cpu":
         model = copy.deepcopy(model).to("cpu")
-    step = _WholeStep(model, shape).eval()
+    step = _WholeStep(model, shape, heads).eval()
     arguments, names = _example(model, shape)
     with torch.no_grad(), _quiet():
         outputs = step(*arguments)  # also fills the model's tables, with tensors that are real

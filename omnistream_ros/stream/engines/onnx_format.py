@@ -3,9 +3,9 @@
 
 Inputs are `pixels`, the small tensors of `step_graph.GraphInputs` by their names, and `keys.L`,
 `values.L` (heads*S, d) of every layer. Outputs are `hidden.L` and `normed` (1, N, D), `pyramid.S`
-by stride, of the heads `depth`, `depth_confidence` (1, H, W), `translation`, `quaternion`, `fov`,
-and `keys.L.out`, `values.L.out`: bind each to the memory of its input, and the cache is written in
-place.
+by stride, of the heads, where the file has them, `depth`, `depth_confidence` (1, H, W),
+`translation`, `quaternion`, `fov`, and `keys.L.out`, `values.L.out`: bind each to the memory of its
+input, and the cache is written in place.
 """
 
 from __future__ import annotations

@@ -124,6 +124,19 @@ def test_an_onnx_file_of_another_model_is_refused_with_both_hashes(
     assert other in str(refusal.value)
 
 
+def test_a_file_without_heads_leaves_them_to_torch(
+    model: OmniStream, reference: Reference, onnx_file: OnnxFile, tmp_path: Path
+) -> None:
+    onnx_file("float32")  # or skips
+    export_step(tmp_path / "features.onnx", model, SHA256, SHAPE, heads=False)
+    engine = OnnxEngine(tmp_path / "features.onnx", model, SHA256, SHAPE)
+    assert "depth" not in engine._sizes
+    reference.verify(engine)
+    cache = engine.allocate_cache(SHAPE.height, SHAPE.width, SHAPE.policy)
+    pixels = torch.zeros(1, 3, SHAPE.height, SHAPE.width)
+    assert engine.step(pixels, cache, depth=False, camera=False).depth is None
+
+
 @pytest.mark.parametrize(
     ("shape", "what"),
     [
