@@ -4,10 +4,13 @@
     python benchmarks/flat.py [--frames 100000] [--model tiny] [--modes ...] --out FOLDER
 
 Every mode (kernel and type, times what the cache keeps) runs one stream in a process of its own.
-From frame 100 on, the time of each step and, every 100 frames, the resident memory of the process
-are recorded, and a straight line is fitted to the medians of 100 equal parts of the run. Time is
-that of the processor on one thread, which other programs disturb less than that of the clock on the
-wall. Writes flat.json and flat.png.
+Beside it stands a young stream through the same model, which is set back to frame 100 again and
+again. Every 100 frames both take turns for a few steps, and the processor time of the old stream is
+divided by that of the young one: what else the machine does meets both. A straight line is fitted
+to the medians of 100 equal parts of the run (the median of the lines through any two of them, which
+lets no outlier count for much), and the resident memory of the process is noted every 100 frames.
+`full` keeps every frame until it is full and then begins a new epoch, as a stream does. The
+heads, which remember nothing, are left out. Writes flat.json and flat.png.
 """
 
 from __future__ import annotations
@@ -26,17 +29,22 @@ import numpy as np
 import torch
 
 from omnistream_ros.evaluation.summary import surroundings
-from omnistream_ros.model import ModelConfig, OmniStream, build_model, load_model
-from omnistream_ros.model.cache_policy import Policy, Window, WindowMemory
+from omnistream_ros.model import KVCache, ModelConfig, OmniStream, build_model, load_model
+from omnistream_ros.model.cache_policy import Full, Policy, Window, WindowMemory
 from omnistream_ros.model.fast_cpu import fast_model
 
-TINY = ModelConfig(name="tiny", width=64, depth=2, heads=1, taps=(0, 0, 1, 1), model_pixels=32 * 32)
+TINY = ModelConfig(name="tiny", width=64, depth=1, heads=1, taps=(0, 0, 0, 0), model_pixels=32 * 32)
 SIZES = {"tiny": (32, 32), "omnistream-nano": (144, 192)}
-POLICIES: dict[str, Policy] = {"window": Window(1, 16), "memory": WindowMemory(1, 8, 16, 3)}
+POLICIES: dict[str, Policy] = {
+    "window": Window(1, 16),
+    "memory": WindowMemory(1, 8, 16, 3),
+    "full": Full(32),
+}
 KINDS = ("eager-float32", "fast-float32", "fast-bfloat16")
 MODES = tuple(f"{kind}/{policy}" for kind in KINDS for policy in POLICIES)
 FIRST = 100  # frames before which buffers may still fill
 PARTS = 100
+EVERY, TURNS = 100, 7  # frames between two comparisons; steps of each stream in one
 
 
 def make_model(name: str, kind: str) -> OmniStream:
@@ -49,25 +57,45 @@ def make_model(name: str, kind: str) -> OmniStream:
 
 
 def run(name: str, mode: str, frames: int) -> dict[str, list[float]]:
-    """Processor seconds of each step from FIRST on, and resident bytes every 100 frames."""
+    """By comparison: old over young, seconds of a step of the old stream, and resident bytes."""
     kind, policy = mode.split("/")
     height, width = SIZES[name]
     model = make_model(name, kind)
-    cache = model.backbone.allocate_cache(height, width, policy=POLICIES[policy])
-    images = torch.randn(16, 1, 3, height, width)
-    seconds, resident = (
-        array("d", bytes(8 * (frames - FIRST))),
-        array("q", bytes(8 * (frames // 100))),
+    old, young = (
+        model.backbone.allocate_cache(height, width, policy=POLICIES[policy]) for _ in range(2)
     )
+    images = torch.randn(16, 1, 3, height, width)
+    comparisons = frames // EVERY - 1
+    ratios, seconds = (array("d", bytes(8 * comparisons)) for _ in range(2))
+    resident = array("q", bytes(8 * comparisons))
+
+    def step(cache: KVCache) -> float:
+        if cache.frames_seen >= cache.policy.limit:
+            cache.reset()
+        pixels = images[old.streams[0].frames_seen * 7 % 16]
+        start = time.process_time()
+        model.backbone.step(pixels, cache)
+        return time.process_time() - start
+
     with torch.inference_mode():
-        for frame in range(frames):
-            start = time.process_time()
-            model.step(images[frame * 7 % 16], cache)
-            if frame >= FIRST:
-                seconds[frame - FIRST] = time.process_time() - start
-            if frame % 100 == 99:
-                resident[frame // 100] = resident_bytes()
-    return {"seconds": list(seconds), "resident": list(resident)}
+        for _ in range(FIRST):
+            step(old)
+        state = old.state_dict()
+        for comparison in range(comparisons):
+            for _ in range(EVERY - TURNS):
+                step(old)
+            young.load_state_dict(state)
+            pairs = []
+            for turn in range(TURNS):
+                if policy == "full":  # the same number of frames in view
+                    young.frames_seen = old.frames_seen
+                both = (old, young) if turn % 2 else (young, old)
+                times = {id(cache): step(cache) for cache in both}
+                pairs.append((times[id(old)], times[id(young)]))
+            ratios[comparison] = float(np.median([a / b for a, b in pairs]))
+            seconds[comparison] = float(np.median([a for a, _ in pairs]))
+            resident[comparison] = resident_bytes()
+    return {"ratios": list(ratios), "seconds": list(seconds), "resident": list(resident)}
 
 
 def resident_bytes() -> int:
@@ -77,26 +105,38 @@ def resident_bytes() -> int:
 
 
 def slope(values: np.ndarray) -> tuple[float, float]:
-    """Growth of a straight line over all values, relative to their mean, and its 95 % error."""
+    """Growth of a straight line over all values, relative to their median, and its 95 % error.
+
+    The median of the slopes between all pairs (Theil and Sen); its error from 500 samples of the
+    values, drawn with repetition.
+    """
     x = np.linspace(-0.5, 0.5, len(values))
-    (a, b), covariance = np.polyfit(x, values, 1, cov=True)
-    return a / b, 1.96 * float(np.sqrt(covariance[0, 0])) / b
+
+    def growth(chosen: np.ndarray) -> float:
+        i, j = (chosen[k] for k in np.triu_indices(len(chosen), 1))
+        apart = x[i] != x[j]
+        slopes = (values[j] - values[i])[apart] / (x[j] - x[i])[apart]
+        return float(np.median(slopes) / np.median(values))
+
+    rng, count = np.random.default_rng(0), len(values)
+    samples = [growth(rng.integers(0, count, count)) for _ in range(500)]
+    return growth(np.arange(count)), float(1.96 * np.std(samples))
 
 
 def judge(mode: str, measured: dict[str, list[float]]) -> dict[str, object]:
     """Medians of the parts, resident memory by part, and what a straight line says of both."""
-    parts = np.array([np.median(p) for p in np.array_split(measured["seconds"], PARTS)])
+    parts = np.array([np.median(p) for p in np.array_split(measured["ratios"], PARTS)])
     resident = np.array(measured["resident"], dtype=np.float64)
     growth, error = slope(parts)
     return {
         "mode": mode,
-        "frames": FIRST + len(measured["seconds"]),
-        "median_ms": 1e3 * float(np.median(parts)),
+        "frames": FIRST + EVERY * len(measured["ratios"]),
+        "median_ms": 1e3 * float(np.median(measured["seconds"])),
         "latency_growth": growth,
         "latency_error": error,
         "resident_mib": float(resident[-1] / 2**20),
         "resident_growth": float(resident[-1] / resident[0] - 1),
-        "parts_ms": (1e3 * parts).round(4).tolist(),
+        "ratios": parts.round(4).tolist(),
         "resident": [int(p.mean()) for p in np.array_split(resident, min(PARTS, len(resident)))],
     }
 
@@ -109,14 +149,14 @@ def draw(rows: list[dict], path: Path) -> None:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for row in rows:
-        x = np.linspace(FIRST, row["frames"], len(row["parts_ms"])) / 1000
-        left.plot(x, np.array(row["parts_ms"]) / row["median_ms"], lw=1, label=row["mode"])
+        x = np.linspace(FIRST, row["frames"], len(row["ratios"])) / 1000
+        left.plot(x, row["ratios"], lw=1, label=row["mode"])
         x = np.linspace(FIRST, row["frames"], len(row["resident"])) / 1000
         right.plot(x, np.array(row["resident"]) / row["resident"][0], lw=1, label=row["mode"])
-    left.set_ylim(0, 3)
-    right.set_ylim(0.97, 1.03)
+    left.set_ylim(0.8, 1.2)
+    right.set_ylim(0.98, 1.02)
     for axes, label in (
-        (left, "step time / its median"),
+        (left, "step time / that of a young stream"),
         (right, "resident memory / at frame 100"),
     ):
         axes.set_xlabel("thousand frames")
@@ -153,8 +193,8 @@ def main() -> int:
         rows.append(row)
         print(
             f"{row['mode']:<24}{row['median_ms']:>8.2f} ms, "
-            f"growth {100 * row['latency_growth']:+.1f} % "
-            f"(+-{100 * row['latency_error']:.1f}); {row['resident_mib']:.0f} MiB, growth "
+            f"growth {100 * row['latency_growth']:+.2f} % "
+            f"(+-{100 * row['latency_error']:.2f}); {row['resident_mib']:.0f} MiB, growth "
             f"{100 * row['resident_growth']:+.2f} %",
             flush=True,
         )

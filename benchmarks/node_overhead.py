@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--what", nargs="+", default=list(_PROCESSES), choices=_PROCESSES)
     parser.add_argument("--executor", default="single", choices=_EXECUTORS)
     parser.add_argument("--resolution", default="model", choices=DEPTH)
+    parser.add_argument("--switch-ms", type=float, help="of Python's threads in the node")
     parser.add_argument("--as", dest="role", choices=("camera", "listener", *_PROCESSES))
     options = parser.parse_args()
     if options.role:
@@ -90,6 +91,8 @@ def _measure(what: str, options: argparse.Namespace) -> dict[str, float]:
         command = [sys.executable, __file__, "--as", role]
         for name in ("seconds", "hz", "executor", "resolution"):
             command += [f"--{name}", str(getattr(options, name))]
+        if options.switch_ms is not None:
+            command += ["--switch-ms", str(options.switch_ms)]
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
     tested = start(what)
@@ -154,7 +157,8 @@ def _spin(node: Any, executor: str) -> None:
     node.create_timer(0.2, lambda: None)  # Python hears of a signal when it wakes up
     print("ready", flush=True)
     with contextlib.suppress(_StoppedError):
-        spinner.spin()
+        while True:  # as the node does: `spin` of the events executor cannot be ended
+            spinner.spin_once(timeout_sec=0.2)
 
 
 def _single() -> Any:
@@ -296,6 +300,8 @@ def _tested_node(options: argparse.Namespace) -> None:
     StreamStatistics.image_processed = image_processed  # type: ignore[method-assign]
     model_setup.make_engine = lambda _, network, *__: _nothing(network)
     process.SingleThreadedExecutor = _EXECUTORS[options.executor]  # type: ignore[misc]
+    if options.switch_ms is not None:
+        sys.setswitchinterval(1e-3 * options.switch_ms)
     arguments = ["--ros-args", "-p", "autostart:=true", "-p", "threads:=1"]
     arguments += ["-p", f"resolution:={options.resolution}", "--log-level", "error"]
     perception.main(arguments)
