@@ -21,8 +21,8 @@ from omnistream_ros.stream.scale_evidence import WayComparison, from_ground, fro
 # camera above the ground. odometry: from another pose. range: from a laser scan or a depth image.
 SCALE_SOURCES = ("model", "fixed", "height", "odometry", "range")
 # Evidence that needs depth is looked for this often, so that a frame that nobody wants depth of
-# stays cheap.
-_DEPTH_EVERY_S = 0.5
+# stays cheap; oftener as long as nothing is known.
+_DEPTH_EVERY_S, _DEPTH_AT_FIRST_S = 0.5, 0.1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -129,7 +129,8 @@ class MetricScale:
         if self._source not in ("height", "range") or self._fixed is not None:
             return False
         last = self._last_depth_ns
-        return last is None or not 0 <= stamp_ns - last < _DEPTH_EVERY_S * 1e9
+        period_s = _DEPTH_EVERY_S if self.known else _DEPTH_AT_FIRST_S
+        return last is None or not 0 <= stamp_ns - last < period_s * 1e9
 
     @property
     def needs_pose(self) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 
 # Observations that the median is taken of, and how many there must be to speak of an estimate.
 WINDOW = 64
-ENOUGH = 8
+ENOUGH = 5
 # A model that is wrong by more than this is not wrong in scale.
 LARGEST_RATIO = 50.0
 # Observations that differ from each other by more than this (one sigma) do not say one thing.

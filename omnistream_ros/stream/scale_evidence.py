@@ -30,7 +30,7 @@ _GROUND_SHARE = 0.05
 _ONE_SURFACE = 0.1
 _LARGE_SHARE = 0.4
 # A way shorter than this is mostly noise; one that takes longer than this, mostly drift.
-_SHORTEST_WAY_M = 0.2
+_SHORTEST_WAY_M = 0.15
 _LONGEST_TIME_S = 5.0
 # Two positions further apart in time than this are not interpolated between.
 _LONGEST_GAP_S = 0.5
