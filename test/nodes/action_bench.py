@@ -174,6 +174,12 @@ class Bench:
         assert len(positions) <= 1, positions
         assert all(v == 0.0 for c in self.robot.commands for v in c.velocity)
 
+    def ended_with_a_hold(self) -> None:
+        """The last command of all repeats the one before, at rest."""
+        commands = self.robot.commands
+        self.user.wait_until(lambda: not any(commands[-1].velocity), "a command at rest")
+        assert list(commands[-1].position) == list(commands[-2].position)
+
     def drops(self, kind: str) -> int:
         """Count of a kind in the newest status."""
         return dict(zip(self.last.drop_kinds, self.last.drop_counts, strict=True)).get(kind, 0)

@@ -104,9 +104,7 @@ def test_the_last_command_before_deactivation_is_a_hold(bench: Bench) -> None:
     bench.executes()
     assert bench.change("deactivate")
     bench.user.wait_until(lambda: bench.last.state == ActionStatus.INACTIVE)
-    first, last = bench.robot.commands[-2:]
-    assert last.position == pytest.approx(first.position)
-    assert list(last.velocity) == [0.0, 0.0]
+    bench.ended_with_a_hold()
     count = len(bench.robot.commands)
     assert bench.instruct("go").success is False
     bench.user.wait_until(lambda: bench.state() == "inactive")
