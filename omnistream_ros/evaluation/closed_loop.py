@@ -77,20 +77,22 @@ class Loop:
         frames = frames_of(env.task, env.step_s)
         for frame in range(frames):
             watch(env)
-            seen = env.observe()
-            features = self.eyes.look(seen.image, seen.time_s) if self.eyes is not None else {}
+            time_s, positions = frame * STEPS_PER_FRAME * env.step_s, env.positions()
+            features = {}
+            if self.eyes is not None:
+                features = self.eyes.look(env.observe().image, time_s)
             rows = self.policy.act(
                 Observation(
                     features={
                         (need.stream, need.key): features[need.key]
                         for need in self.policy.needs.features
                     },
-                    joints=seen.positions[read],
+                    joints=positions[read],
                     instruction=env.task.instructions[0],
                     embedding=embedding,
                 )
             )
-            stamp = round(1e9 * seen.time_s)
+            stamp = round(1e9 * time_s)
             waiting.append(Chunk(frame + 1, (Origin("", 0, frame, stamp),), stamp, clock, 0, rows))
             if len(waiting) > self.delay:
                 plan.add(waiting.popleft(), clock)
