@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 import resource
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -31,7 +32,7 @@ Way = Literal["fast", "cached", "recompute"]
 
 _WARM_UP = 2
 #: Side of the square matrices whose product measures the machine: large enough to fill it.
-_MATRIX = {"cpu": 1024, "cuda": 8192}
+_MATRIX = {"cpu": 2048, "cuda": 8192}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,13 +116,11 @@ def measure(case: Case) -> Measurement:
         else:
             step, cache = _cached_step(model, case, device)
             cache_mib = cache.nbytes / 2**20
-        milliseconds = _median_ms(step, case, device)
-        peak = _peak_mib(device)
+        milliseconds, peak, peak_gflops = _beside_the_machine(step, case, device, dtype)
         if case.way == "fast":  # the same operations, where the counter sees them
             del step, cache, model
             step, _ = _cached_step(build_model(case.model).eval(), case, device)
         gflop = count_flop(step) / 1e9
-        peak_gflops = matrix_speed(device, dtype)
     return Measurement(milliseconds, peak, cache_mib, gflop, peak_gflops)
 
 
@@ -184,18 +183,29 @@ def _last_frame(features: BackboneOutput) -> BackboneOutput:
     )
 
 
-def _median_ms(step: Callable[[], object], case: Case, device: torch.device) -> float:
+def _beside_the_machine(
+    step: Callable[[], object], case: Case, device: torch.device, dtype: torch.dtype
+) -> tuple[float, float, float]:
+    """Milliseconds of a step, peak memory in MiB, and GFLOP/s of a large matrix product.
+
+    Step and product take turns, and the medians count: what a machine reaches changes from one
+    minute to the next, where it is shared or gets warm.
+    """
     begin = time.monotonic()
-    times = []
+    times, speeds, peak = [], [], 0.0
     for repeat in range(_WARM_UP + case.repeats):
         _synchronise(device)
         start = time.perf_counter()
         step()
         _synchronise(device)
+        if repeat < _WARM_UP:
+            continue
         times.append(1000.0 * (time.perf_counter() - start))
-        if repeat >= _WARM_UP and time.monotonic() - begin > case.budget_s:
+        peak = peak or _peak_mib(device)  # of the step alone
+        speeds.append(matrix_speed(device, dtype))
+        if time.monotonic() - begin > case.budget_s:
             break
-    return float(torch.tensor(times[_WARM_UP:]).median())
+    return statistics.median(times), peak, statistics.median(speeds)
 
 
 def matrix_speed(device: torch.device, dtype: torch.dtype) -> float:
@@ -204,7 +214,7 @@ def matrix_speed(device: torch.device, dtype: torch.dtype) -> float:
     a = torch.randn(side, side, device=device, dtype=dtype)
     b = torch.randn(side, side, device=device, dtype=dtype)
     best = math.inf
-    for _ in range(6):
+    for _ in range(3):
         _synchronise(device)
         start = time.perf_counter()
         a @ b
