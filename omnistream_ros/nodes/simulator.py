@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 import rclpy
 from numpy.typing import NDArray
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
@@ -211,9 +211,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: node.stopped.set())
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    serving = threading.Thread(target=_serve, args=(executor,), name="ros")
+    served = threading.Event()
+    serving = threading.Thread(target=_serve, args=(node, served), name="ros")
     serving.start()
     try:
         made = make_attempts(node)
@@ -226,17 +225,20 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     finally:
-        executor.shutdown(timeout_sec=1.0)
+        served.set()
         serving.join(timeout=2.0)
         node.destroy_node()
         rclpy.try_shutdown()
 
 
-def _serve(executor: SingleThreadedExecutor) -> None:
-    try:
-        executor.spin()
-    except ExternalShutdownException:
-        return
+def _serve(node: SimulatorNode, served: threading.Event) -> None:
+    """Callbacks, until nobody needs them any more; an executor that spins cannot be ended."""
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    while not served.is_set():
+        executor.spin_once(timeout_sec=0.1)
+    executor.remove_node(node)
+    executor.shutdown(timeout_sec=1.0)
 
 
 if __name__ == "__main__":

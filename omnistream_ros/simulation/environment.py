@@ -21,6 +21,10 @@ class SimulationError(RuntimeError):
     """The simulator cannot run here, or was asked for what it does not have; says what to do."""
 
 
+class UnknownTaskError(SimulationError, ValueError):
+    """A name that is none of a task; the message has those that are."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Axis:
     """One number that a robot can be told.

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from omnistream_ros.simulation import meta_world, toy
-from omnistream_ros.simulation.environment import Environment, SimulationError, Task
+from omnistream_ros.simulation.environment import Environment, Task, UnknownTaskError
 
 TASKS = {task.name: task for task in (*meta_world.TASKS, *toy.TASKS)}
 DEFAULT = tuple(task.name for task in meta_world.TASKS)
@@ -14,7 +14,8 @@ def make_environment(name: str) -> Environment:
     """The environment of a task.
 
     Raises:
-        SimulationError: an unknown task, or its simulator cannot run here.
+        UnknownTaskError: there is none of that name.
+        SimulationError: its simulator cannot run here.
     """
     task = task_named(name)
     if task in toy.TASKS:
@@ -23,7 +24,7 @@ def make_environment(name: str) -> Environment:
 
 
 def task_named(name: str) -> Task:
-    """A task; SimulationError if there is none of that name."""
+    """A task; UnknownTaskError if there is none of that name."""
     if name not in TASKS:
-        raise SimulationError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
+        raise UnknownTaskError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
     return TASKS[name]

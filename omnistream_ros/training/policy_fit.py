@@ -15,7 +15,7 @@ from torch import Tensor
 from omnistream_ros.simulation.environment import Axis
 from omnistream_ros.training.optimise import follow, learning_rate_factor
 from omnistream_ros.training.policy_data import Demonstrations
-from omnistream_ros.training.policy_network import PolicyNetwork, PolicyShape
+from omnistream_ros.training.policy_network import PolicyNetwork, PolicyShape, normed
 
 _HELD_OUT = 10  # every n-th episode judges and does not train
 _AVERAGE = 0.998
@@ -25,12 +25,11 @@ _AVERAGE = 0.998
 class FitSettings:
     """One training of a policy."""
 
-    steps: int = 4000
-    batch: int = 256
-    learning_rate: float = 1e-3
+    steps: int = 3000
+    batch: int = 64
+    learning_rate: float = 1.5e-3
     weight_decay: float = 0.02
     position_noise: float = 0.02  # in deviations
-    token_dropout: float = 0.1
     seed: int = 0
 
 
@@ -62,6 +61,8 @@ def fit(
     shape = PolicyShape(sizes, len(axes), shown.chunks.shape[1])
     network = PolicyNetwork(shape, [axis.unit == "m" for axis in axes])
     average = PolicyNetwork(shape, [axis.unit == "m" for axis in axes])
+    # Half the memory, and twice as fast where the processor multiplies bfloat16.
+    normal = [normed_in_parts(f) for f in features]
     usable = shown.counts[:, 0]
     training = torch.nonzero(usable & (shown.episodes % _HELD_OUT != 0))[:, 0]
     judging = torch.nonzero(usable & (shown.episodes % _HELD_OUT == 0))[:, 0]
@@ -69,7 +70,10 @@ def fit(
         each.fit_ranges(shown.positions[training], shown.chunks[training], shown.counts[training])
     average.load_state_dict(network.state_dict())
     optimiser = torch.optim.AdamW(
-        network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
+        network.parameters(),
+        settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        fused=True,
     )
     recent = []
     for step in range(settings.steps):
@@ -80,9 +84,9 @@ def fit(
         )
         positions = shown.positions[chosen]
         noise = torch.from_numpy(rng.normal(size=tuple(positions.shape)).astype(np.float32))
-        seen = [_with_gaps(f[chosen].float(), rng, settings.token_dropout) for f in features]
+        seen = [tokens[chosen] for tokens in normal]
         felt = positions + settings.position_noise * network.position_deviation * noise
-        steps = network.steps(felt, said, *seen)
+        steps = network.steps_of_normed(felt, said, *seen)
         wanted = shown.chunks[chosen] - network.relative * felt[:, None]
         wanted = (wanted - network.command_mean) / network.command_deviation
         loss = F.smooth_l1_loss(steps, wanted, reduction="none", beta=0.5).mean(-1)
@@ -102,6 +106,11 @@ def fit(
     error = held_out_error(average.eval(), shown, judging, sentences)
     report("held out: " + "  ".join(f"{k} {v:.2f} cm" for k, v in error.items()))
     return Fitted(average, error, time.monotonic() - began)
+
+
+def normed_in_parts(features: Tensor) -> Tensor:
+    """Tokens (N, P, C) bfloat16 of features (N, rows, columns, C), without a copy in float32."""
+    return torch.cat([normed(part.float()).bfloat16() for part in features.split(512)])
 
 
 @torch.no_grad()
@@ -126,9 +135,3 @@ def held_out_error(
         distance, count = torch.cat(distances), torch.cat(counts)
         errors[name] = 100 * float((distance * count).sum() / count.sum())
     return errors
-
-
-def _with_gaps(tokens: Tensor, rng: np.random.Generator, share: float) -> Tensor:
-    """Tokens (B, rows, columns, C) of which a share is zero, so that no single one is relied on."""
-    keep = torch.from_numpy(rng.random(tuple(tokens.shape[:3])) >= share)
-    return tokens * keep.unsqueeze(-1)

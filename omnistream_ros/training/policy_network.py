@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from omnistream_ros.model.sentence_encoder import WIDTH as SENTENCE
 
+_TOKEN_DROPOUT = 0.1
+_NEVER = -1e4  # a match that softmax makes nothing of
+
 
 @dataclasses.dataclass(frozen=True)
 class PolicyShape:
@@ -101,25 +104,38 @@ class PolicyNetwork(nn.Module):
 
     def steps(self, positions: Tensor, sentence: Tensor, *features: Tensor) -> Tensor:
         """What the network itself says: commands in deviations from their mean."""
+        return self.steps_of_normed(positions, sentence, *map(normed, features))
+
+    def steps_of_normed(self, positions: Tensor, sentence: Tensor, *tokens: Tensor) -> Tensor:
+        """The same for features that went through `normed`, in any precision."""
         batch = positions.shape[0]
         known = (positions - self.position_mean) / self.position_deviation
         thought = self.think(torch.cat((self.listen(sentence), known), dim=-1))  # (B, W)
         parts = [thought]
         if self.shape.features:
-            tokens = self.place(self.waves)  # (P, W)
-            for enter, values in zip(self.enter, features, strict=True):
-                # Without weights of its own the norm costs nothing on the way back.
-                values = F.layer_norm(values.flatten(1, 2), values.shape[-1:])
-                tokens = tokens + enter(values)  # (B, P, W)
-            tokens = F.gelu(tokens)
+            x = self.place(self.waves)  # (P, W)
+            for enter, values in zip(self.enter, tokens, strict=True):
+                weight, bias = enter.weight.to(values.dtype), enter.bias.to(values.dtype)
+                x = x + F.linear(values, weight, bias).float()  # (B, P, W)
+            x = F.gelu(x)
             queries = self.ask(thought).view(batch, self.shape.queries, -1)  # (B, Q, W)
-            match = queries @ tokens.transpose(1, 2) / math.sqrt(self.shape.width)
+            match = queries @ x.transpose(1, 2) / math.sqrt(self.shape.width)
+            if self.training:  # so that no single token is relied on
+                blind = torch.rand(batch, 1, match.shape[2]) < _TOKEN_DROPOUT
+                match = match.masked_fill(blind, _NEVER)
             attention = match.softmax(dim=-1)  # (B, Q, P)
-            found = attention @ tokens  # (B, Q, W)
+            found = attention @ x  # (B, Q, W)
             where = attention @ self.coordinates  # (B, Q, 2)
             parts += [found.flatten(1), where.flatten(1)]
         steps: Tensor = self.decide(torch.cat(parts, dim=-1))
         return steps.view(batch, self.shape.horizon, self.shape.axes)
+
+
+def normed(features: Tensor) -> Tensor:
+    """Features (B, rows, columns, C) as tokens (B, P, C), each of mean 0 and deviation 1. Without
+    weights, so that it can be done once, before training."""
+    tokens = features.flatten(1, 2)
+    return F.layer_norm(tokens, tokens.shape[-1:])
 
 
 def _places(rows: int, columns: int) -> Tensor:
