@@ -18,7 +18,7 @@ from omnistream_ros.stream.preprocess import MAX_ASPECT
 
 _DEPTH_ENCODINGS = ("16UC1", "32FC1")
 # A few bytes of a compressed image can claim to be gigabytes of pixels; no camera has more.
-_MOST_PIXELS = 2**26
+MOST_PIXELS = 2**26
 
 
 class Drop(str, enum.Enum):
@@ -67,6 +67,11 @@ def check_image(message: Image) -> tuple[int, int]:
         check_colour(message.encoding, height, width, message.step, len(message.data))
     except ImageError as error:
         raise BadImageError(Drop(error.fault.value), str(error)) from None
+    if width * height > MOST_PIXELS:
+        raise BadImageError(
+            Drop.UNSUPPORTED_SIZE,
+            f"image of {width}x{height} pixels; at most {MOST_PIXELS} are read",
+        )
     _check_shape(width, height)
     return width, height
 
@@ -94,10 +99,10 @@ def check_compressed(message: CompressedImage) -> tuple[int, int]:
         raise BadImageError(
             Drop.EMPTY_IMAGE, f"compressed image of {width}x{height} pixels: check the publisher"
         )
-    if width * height > _MOST_PIXELS:
+    if width * height > MOST_PIXELS:
         raise BadImageError(
             Drop.UNSUPPORTED_SIZE,
-            f"compressed image claims {width}x{height} pixels; at most {_MOST_PIXELS} are decoded",
+            f"compressed image claims {width}x{height} pixels; at most {MOST_PIXELS} are decoded",
         )
     _check_shape(width, height)
     return width, height

@@ -22,6 +22,7 @@ from std_msgs.msg import Header
 
 from omnistream_ros.nodes.distribution import motion_from_transform
 from omnistream_ros.nodes.frames import StaticTree
+from omnistream_ros.nodes.image_checks import MOST_PIXELS
 from omnistream_ros.stream.depth_encodings import depth_to_metres
 from omnistream_ros.stream.image_encodings import ImageError
 from omnistream_ros.stream.metric_scale import NO_EVIDENCE, Evidence
@@ -207,6 +208,9 @@ class ScaleInputs:
             self._scans.append(message)
 
     def _on_depth(self, message: Image) -> None:
+        if message.width * message.height > MOST_PIXELS:
+            self.fault = f"a depth image of {message.width}x{message.height} pixels is not used"
+            return
         with self._lock:
             self._depths.append(message)
 

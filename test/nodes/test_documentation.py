@@ -10,6 +10,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from ros_processes import NODE, NodeStarter, User
@@ -106,6 +107,24 @@ def test_topics_and_services(
     documented = {s for s in first_column(section("Services")) if "NAME" not in s}
     assert documented == services()
     of_the_node["published"] = published()
+    check_policy(published(), in_code - published(), services())
+
+
+def check_policy(published: set[str], subscribed: set[str], services: set[str]) -> None:
+    """config/sros2_policy.xml allows what the node does, and nothing else."""
+    policy = ElementTree.parse(ROOT / "config" / "sros2_policy.xml")
+    (profile,) = policy.iterfind(".//profile[@node='omnistream_perception']")
+
+    def allowed(kind: str, direction: str, tag: str) -> set[str]:
+        found = profile.iterfind(f"{kind}[@{direction}='ALLOW']/{tag}")
+        return {str(element.text) for element in found}
+
+    assert allowed("topics", "publish", "topic") == published | COMMON_TOPICS | {"/tf"}
+    # As image/compressed with that transport, and the clock with use_sim_time.
+    subscribed |= {"/tf", "/image/compressed", "/clock"}
+    assert allowed("topics", "subscribe", "topic") == subscribed
+    common = {f"~/{name}" for name in COMMON_SERVICES if "logger" not in name}
+    assert allowed("services", "reply", "service") == services | common
 
 
 def test_viewers_show_topics_that_there_are(of_the_node: dict[str, set[str]]) -> None:

@@ -16,6 +16,7 @@ from sensor_msgs.msg import Image
 from omnistream_ros.nodes.distribution import message_to_rgb8
 from omnistream_ros.nodes.image_checks import (
     BadImageError,
+    Drop,
     Source,
     SourceGate,
     check_image,
@@ -245,3 +246,11 @@ def test_opencv_is_the_only_colour_authority() -> None:
     values = RNG.integers(0, 256, (HEIGHT, WIDTH), np.uint8)
     rgb = message_to_rgb8(message(values, "bayer_grbg8"))
     np.testing.assert_array_equal(rgb, cv2.cvtColor(values, cv2.COLOR_BayerGRBG2RGB))
+
+
+def test_a_huge_raw_image_is_refused() -> None:
+    huge = Image(encoding="mono8", height=10_000, width=10_000, step=10_000)
+    huge.data = array.array("B", bytes(10**8))
+    with pytest.raises(BadImageError, match="at most") as refused:
+        check_image(huge)
+    assert refused.value.reason is Drop.UNSUPPORTED_SIZE

@@ -189,6 +189,15 @@ def test_a_depth_image_that_lies_about_its_size_is_said() -> None:
     assert "cannot be read" in scale.fault
 
 
+def test_a_huge_depth_image_is_not_kept() -> None:
+    scale, ears = inputs("range")
+    huge = depth_image("32FC1", np.ones((48, 64), np.float32))
+    huge.height = huge.width = 20_000
+    ears.heard["scale/depth"](huge)
+    assert "20000x20000" in scale.fault
+    assert scale.evidence("range", "camera", 0, 0.0).points is None
+
+
 def test_the_ground_is_below_the_base() -> None:
     scale, _ = inputs("height")
     known = scale.evidence("height", "camera", 0, 0.0)
