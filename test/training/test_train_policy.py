@@ -134,7 +134,7 @@ def _world(n: int = 600) -> tuple[Demonstrations, list[torch.Tensor]]:
 
 def test_it_learns_where_to_look_and_to_listen() -> None:
     data, sentences = _world()
-    settings = FitSettings(steps=200, batch=64, learning_rate=4e-3)
+    settings = FitSettings(steps=400, batch=64, learning_rate=4e-3)
     seeing = fit(data, sentences, AXES, settings, lambda _: None)
     blind = fit(dataclasses.replace(data, features={}), sentences, AXES, settings, lambda _: None)
     for task in data.names:
