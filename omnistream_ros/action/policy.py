@@ -48,7 +48,7 @@ class Observation:
     """What the robot knows at one moment; only what the policy needs is filled in.
 
     Attributes:
-        features: by (stream, key), float32 of the shape in `Needs.features`.
+        features: by (stream, key), float32 of the shape in `Needs.features`; valid during the call.
         images: (H, W, 3) uint8 RGB by name.
         joints: (len(needs.joints),) float64 positions.
         instruction: text.

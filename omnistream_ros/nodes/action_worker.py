@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
 from omnistream_ros.action.chunk import Chunk
 from omnistream_ros.action.controller import Controller, Ticket
 from omnistream_ros.action.policy import Observation, Policy, PolicyError
+from omnistream_ros.action.policy_facts import FeatureInput
 from omnistream_ros.action.safety import Drop
 
 _REPEAT_S = 5.0
@@ -44,6 +46,7 @@ class PolicyWorker:
         self._policy = policy
         self._controller = controller
         self._embed = embed
+        self._buffers: dict[FeatureInput, np.ndarray] = {}
         self._embedded: tuple[str, np.ndarray | None] = ("", None)
         self._now_ns = now_ns
         self._on_chunk, self._on_fault, self._warn = on_chunk, on_fault, warn
@@ -120,7 +123,7 @@ class PolicyWorker:
         features: dict[tuple[str, str], np.ndarray] = {}
         for feature in needs.features:
             tensor = ticket.payloads[feature.stream][feature.stream, feature.key]
-            features[feature.stream, feature.key] = np.ascontiguousarray(tensor, np.float32)
+            features[feature.stream, feature.key] = self._float32(feature, tensor)
         return Observation(
             features=features,
             images={name: ticket.payloads[name] for name in needs.images},
@@ -128,6 +131,20 @@ class PolicyWorker:
             instruction=ticket.instruction,
             embedding=self._embedding(ticket.instruction) if needs.embedding else None,
         )
+
+    def _float32(self, feature: FeatureInput, tensor: np.ndarray) -> np.ndarray:
+        """The tensor as policies read it, in memory that serves every frame.
+
+        Torch converts: numpy takes 5 to 9 ms for the float16 patches of a ViT-L frame, torch 0.2.
+        """
+        buffer = self._buffers.get(feature)
+        if buffer is None or buffer.shape != tensor.shape:
+            buffer = self._buffers[feature] = np.empty(tensor.shape, np.float32)
+        if tensor.flags.writeable and min(tensor.strides, default=1) > 0:
+            torch.from_numpy(buffer).copy_(torch.from_numpy(tensor))
+        else:
+            np.copyto(buffer, tensor)
+        return buffer
 
     def _embedding(self, text: str) -> np.ndarray:
         """Computed once, when the instruction changes."""
