@@ -123,7 +123,7 @@ class MetaWorldEnvironment:
         env = self._env
         env.seed(seed)
         env.reset()
-        self._balls = self._place_balls(np.random.default_rng(seed))
+        self.balls = self._place_balls(np.random.default_rng(seed))
         self._forward(env.model, env.data)
         self._success = False
         self._steps = 0
@@ -143,7 +143,7 @@ class MetaWorldEnvironment:
 
     def draw(self, picture: Picture) -> NDArray[np.uint8]:
         """The scene now, (H, W, 3) RGB."""
-        return picture.render(self._env.data, self._balls)
+        return picture.render(self._env.data, self.balls)
 
     def advance(self, command: NDArray[np.float64]) -> None:
         env = self._env
@@ -162,9 +162,9 @@ class MetaWorldEnvironment:
 
     def expert(self) -> NDArray[np.float64]:
         hand = np.array(self._env.get_endeff_pos())
-        if self._balls:
+        if self.balls:
             # Meta-World's own brings the wrist to the ball, the fingertips to within 4.9 of 5 cm.
-            goal = self._balls[0].place - (self._env.tcp_center - hand)
+            goal = self.balls[0].place - (self._env.tcp_center - hand)
             return np.append(hand + np.clip(goal - hand, -_REACH, _REACH), 0.5)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns of speeds that will be clipped, as they are
@@ -178,8 +178,8 @@ class MetaWorldEnvironment:
 
     def _is_done(self, action: NDArray[np.float32]) -> bool:
         env = self._env
-        if self._balls:
-            distance = np.linalg.norm(env.tcp_center - self._balls[0].place)
+        if self.balls:
+            distance = np.linalg.norm(env.tcp_center - self.balls[0].place)
             return bool(distance < env.TARGET_RADIUS)
         return bool(env.evaluate_state(self._seen(), action)[1]["success"])
 

@@ -55,7 +55,7 @@ def test_the_image_is_upright_and_shows_both_balls(reach: MetaWorldEnvironment) 
     assert red.sum() > 10
     assert blue.sum() > 10
     # A ball that is raised goes up in the image.
-    reach._balls[1] = reach._balls[1]._replace(place=reach._balls[1].place + np.array([0, 0, 0.1]))
+    reach.balls[1] = reach.balls[1]._replace(place=reach.balls[1].place + np.array([0, 0, 0.1]))
     raised = reach.observe().image.astype(int)
     lifted = (raised[..., 2] > 120) & (raised[..., 0] < 100)
     assert np.nonzero(lifted)[0].mean() < np.nonzero(blue)[0].mean() - 5
@@ -74,8 +74,8 @@ def test_the_expert_reaches_the_ball_that_was_named(reach: MetaWorldEnvironment)
     for seed in range(3):
         reach.reset(seed)
         other.reset(seed)
-        np.testing.assert_array_equal(reach._balls[0].place, other._balls[0].place)
-        assert reach._balls[0].colour != other._balls[0].colour
+        np.testing.assert_array_equal(reach.balls[0].place, other.balls[0].place)
+        assert reach.balls[0].colour != other.balls[0].colour
         for _ in range(20):
             _frame(reach, reach.expert())
         assert reach.success
