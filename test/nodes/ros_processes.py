@@ -325,6 +325,11 @@ class User:
 
         return send
 
+    def unplug(self, topic: str) -> None:
+        """Take a camera's publisher away, and wait until it has gone from the graph."""
+        self.node.destroy_publisher(self._cameras.pop(topic))
+        self.wait_until(lambda: self.node.count_publishers(topic) == 0, f"no publisher of {topic}")
+
     def process(
         self,
         send: Callable[..., Image],
