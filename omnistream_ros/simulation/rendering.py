@@ -7,6 +7,7 @@ Shadows, reflections and multisampling are what costs most in software rendering
 
 from __future__ import annotations
 
+import atexit
 import ctypes.util
 import importlib
 import os
@@ -82,8 +83,10 @@ class Picture:
                 f"no image can be rendered ({type(error).__name__}: {error}) with MUJOCO_GL="
                 f"{os.environ.get('MUJOCO_GL')}; try MUJOCO_GL=osmesa or MUJOCO_GL=egl"
             ) from error
-        # Also at the end of the program, while OpenGL can still be spoken to.
         self.close = weakref.finalize(self, self._renderer.close)
+        # At the end of the program before MuJoCo takes leave of OpenGL: last come, first served.
+        self.close.atexit = False
+        atexit.register(self.close)
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             self._renderer.scene.flags[flag] = beautiful
         self._camera = mujoco.MjvCamera()
