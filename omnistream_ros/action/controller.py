@@ -32,6 +32,7 @@ from omnistream_ros.action.safety import (
 from omnistream_ros.action.spaces import ActionSpec
 
 _NS = 1_000_000_000
+_POLICYS_FAULT = (Drop.CHUNK_SHAPE, Drop.CHUNK_NOT_FINITE, Drop.CHUNK_LATE)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -109,6 +110,7 @@ class Controller:
         self._presses = stop.presses
         self._stopped = False
         self._computing = False
+        self._unanswered = True  # since the world began anew
         self._failure = ""
 
     # --- what arrives ---
@@ -184,9 +186,11 @@ class Controller:
             drop = self._judge(chunk, now_ns)
             if drop is not None:
                 self.drops.add(drop)
-                self._failure = f"the last answer of the policy was not used: {drop.value}"
+                if drop in _POLICYS_FAULT:
+                    self._failure = f"the last answer of the policy was not used: {drop.value}"
                 return drop
             self._failure = ""
+            self._unanswered = False
             self._plan.add(chunk, self.clock)
             return None
 
@@ -264,7 +268,7 @@ class Controller:
         """No action that is planned or being computed counts any more."""
         self._generation += 1
         self._voided_by = why
-        self._reset = True
+        self._reset = self._unanswered = True
         self._plan.clear()
 
     def _time_began_anew(self) -> None:
@@ -295,7 +299,7 @@ class Controller:
             return Reason.NONE, ""
         if self._failure:
             return Reason.POLICY_FAILED, self._failure
-        if self._reset or not self._drive.commanded:
+        if self._unanswered:
             return Reason.NO_CHUNK, "waiting for the policy's first answer"
         if self._computing:
             return Reason.CHUNK_USED_UP, "the policy is slower than its horizon"

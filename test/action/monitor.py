@@ -37,7 +37,7 @@ class JointMonitor:
     def start(self, positions: dict[str, float] | None = None) -> None:
         """Where the robot stands, at rest, before the first command; None: the first one says."""
         self._last = None if positions is None else dict(positions)
-        self._speed = {}
+        self._speed = {} if positions is None else dict.fromkeys(positions, 0.0)
 
     def command(self, stamp_s: float, seconds: float, positions: dict[str, float]) -> None:
         """A command given at a time, for so many seconds since the one before."""
@@ -56,7 +56,7 @@ class JointMonitor:
             self.largest_speed = max(self.largest_speed, abs(speed))
             if abs(speed) > self.velocity[name] * (1 + _ROUNDING) + _ROUNDING:
                 self._fault(stamp_s, name, f"moves with {speed:.6f}")
-            change = abs(speed - self._speed.get(name, 0.0)) / seconds
+            change = abs(speed - self._speed.get(name, speed)) / seconds
             stands = self.stops_at_once and abs(position - before) < _ROUNDING
             if change > self.acceleration[name] * (1 + 1e-4) + 1e-4 and not stands:
                 self._fault(stamp_s, name, f"accelerates with {change:.6f}")

@@ -298,6 +298,8 @@ def test_another_instruction_voids_what_was_computed_for_the_old_one() -> None:
     assert rig.controller.offer(rig.chunk(ticket), rig.now_ns) is Drop.CHUNK_INSTRUCTION
     following = rig.controller.begin(rig.now_ns)
     assert (following.instruction, following.reset) == ("lean back", True)
+    rig.tick()
+    assert rig.controller.decision.reason is Reason.NO_CHUNK  # not the policy's slowness
 
 
 def test_the_same_instruction_again_changes_nothing_but_its_age() -> None:
