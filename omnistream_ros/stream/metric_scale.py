@@ -23,6 +23,8 @@ SCALE_SOURCES = ("model", "fixed", "height", "odometry", "range")
 # Evidence that needs depth is looked for this often, so that a frame that nobody wants depth of
 # stays cheap; oftener as long as nothing is known.
 _DEPTH_EVERY_S, _DEPTH_AT_FIRST_S = 0.5, 0.1
+# Nobody knows a scale better than this share.
+_LEAST_ERROR = 0.02
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -228,10 +230,21 @@ class MetricScale:
         if self._last_raw is not None and factor != self._last_factor:
             self._offset = self._offset + (self._last_factor - factor) * self._last_raw
         self._last_raw, self._last_factor = pose.translation, factor
+        place = factor * pose.translation + self._offset
+        error = self._error() if self.known else pose.scale_error
         covariance = pose.covariance
         if covariance is not None:
             units = np.repeat([factor, 1.0], 3)
             covariance = covariance * np.outer(units, units)
+            if self.known:
+                # What the model does not know of its scale goes, what we do not know comes.
+                way = factor * pose.scale_error * pose.translation
+                covariance[:3, :3] += error**2 * np.outer(place, place) - np.outer(way, way)
         return dataclasses.replace(
-            pose, translation=factor * pose.translation + self._offset, covariance=covariance
+            pose, translation=place, covariance=covariance, scale_error=error
         )
+
+    def _error(self) -> float:
+        """By which share a known factor may be wrong."""
+        spread = None if self._fixed is not None else self._estimate.spread
+        return _LEAST_ERROR if spread is None else max(spread, _LEAST_ERROR)

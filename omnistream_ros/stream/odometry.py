@@ -13,6 +13,7 @@ with the last velocity, which fades, the covariance grows, and the result says s
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -148,7 +149,8 @@ class Odometry:
         covariance = self._covariance.copy()  # of drift; all of the way may be of the wrong size
         way = world_from_camera[:3, 3]
         covariance[:3, :3] += _SCALE_ERROR**2 * np.outer(way, way)
-        return to_pose(world_from_camera, covariance, tracking)
+        pose = to_pose(world_from_camera, covariance, tracking)
+        return dataclasses.replace(pose, scale_error=_SCALE_ERROR)
 
     def _track(self, view: View, expected: np.ndarray) -> Motion | None:
         """Follow the reference into this frame; None, and nothing changed, when that fails."""

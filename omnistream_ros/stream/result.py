@@ -86,6 +86,8 @@ class Pose:
         quaternion: (4,) float64, x y z w, unit length, w >= 0.
         covariance: (6, 6) float64 of (translation, rotation vector), both along the axes of the
             world as in ``geometry_msgs/PoseWithCovariance``; None when nothing is known about it.
+        scale_error: by which share (one sigma) the way as a whole may be too long or too short;
+            contained in ``covariance``.
         tracking: how well the camera could be followed in this frame.
     """
 
@@ -93,6 +95,7 @@ class Pose:
     quaternion: np.ndarray
     covariance: np.ndarray | None = None
     tracking: Tracking = Tracking.GOOD
+    scale_error: float = 0.0
 
     @property
     def tracked(self) -> bool:

@@ -198,7 +198,30 @@ def test_a_fixed_factor_scales_depth_pose_and_covariance_alike() -> None:
     torch.testing.assert_close(out.depth, 2.5 * depth)
     assert out.pose is not None
     np.testing.assert_allclose(out.pose.translation, [2.5, 5, 7.5])
-    np.testing.assert_allclose(np.diag(out.pose.covariance), [6.25] * 3 + [1] * 3)
+    place = np.array([2.5, 5, 7.5])
+    expected = np.array([6.25] * 3 + [1] * 3) + np.append((0.02 * place) ** 2, [0, 0, 0])
+    np.testing.assert_allclose(np.diag(out.pose.covariance), expected)
+
+
+@given(st.floats(0.1, 10.0), st.lists(st.floats(-5, 5), min_size=3, max_size=3))
+def test_a_known_scale_is_surer_than_the_model_is_of_its_own(factor: float, way: list) -> None:
+    """What is left is the drift, and 2 % of the way; and it is a covariance."""
+    drift = np.diag([0.01, 0.02, 0.03, 0.1, 0.1, 0.1]) ** 2
+    covariance = drift.copy()
+    covariance[:3, :3] += 0.3**2 * np.outer(way, way)
+    given_result = result(0, position=way)
+    assert given_result.pose is not None
+    pose = dataclasses.replace(given_result.pose, covariance=covariance, scale_error=0.3)
+    out = MetricScale("fixed", factor).apply(dataclasses.replace(given_result, pose=pose)).pose
+    assert out is not None
+    place = factor * np.array(way)
+    left = out.covariance[:3, :3] - 0.02**2 * np.outer(place, place)
+    np.testing.assert_allclose(left, factor**2 * drift[:3, :3], atol=1e-9 * (1 + place @ place))
+    assert np.linalg.eigvalsh(out.covariance).min() > -1e-9 * (1 + place @ place)
+    assert out.scale_error == 0.02
+    unknown = MetricScale().apply(dataclasses.replace(given_result, pose=pose)).pose
+    assert unknown is not None
+    np.testing.assert_array_equal(unknown.covariance, covariance)
 
 
 @given(
