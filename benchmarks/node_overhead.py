@@ -300,6 +300,8 @@ def _tested_node(options: argparse.Namespace) -> None:
     StreamStatistics.image_processed = image_processed  # type: ignore[method-assign]
     model_setup.make_engine = lambda _, network, *__: _nothing(network)
     process.SingleThreadedExecutor = _EXECUTORS[options.executor]  # type: ignore[misc]
+    if options.executor == "events":
+        _suit_events_executor()
     if options.switch_ms is not None:
         sys.setswitchinterval(1e-3 * options.switch_ms)
     arguments = ["--ros-args", "-p", "autostart:=true", "-p", "threads:=1"]
@@ -314,6 +316,29 @@ def _tested_node(options: argparse.Namespace) -> None:
         if name == "latency":
             stages["latency p95 (ms)"] = float(np.percentile(values, 95))
     print(json.dumps({"cpu_s": cpu, "stages": stages}), flush=True)
+
+
+def _suit_events_executor() -> None:
+    """That of this rclpy knows no guard conditions, and its `spin_until...` cannot be ended."""
+    from omnistream_ros.nodes import lifecycle, process
+
+    class Guard:
+        def __init__(self, node: Any, callback: Callable[[], None]) -> None:
+            self.node, self.callback = node, callback
+
+        def trigger(self) -> None:
+            def once() -> None:
+                timer.cancel()
+                self.callback()
+
+            timer = self.node.create_timer(0.05, once)
+
+    def spin(executor: Any, _: Any, stop: Any) -> None:
+        while not stop.done():
+            executor.spin_once(timeout_sec=0.2)
+
+    lifecycle.ManagedNode.create_guard_condition = lambda node, callback: Guard(node, callback)
+    process._spin = spin
 
 
 def _nothing(network: Any) -> Any:

@@ -34,6 +34,7 @@ PARTS: tuple[tuple[str, type, str], ...] = (
     ("attention", native.Kernel, "attend"),
     ("rotation and cache", native.Kernel, "rotate_"),
     ("rotation and cache", native.Kernel, "write"),
+    ("rotation and cache", native.Kernel, "turn"),
     ("norms", LayerNorm, "forward"),
     ("depth head", DualDPT, "forward"),
     ("camera head", CameraHead, "forward"),

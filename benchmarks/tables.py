@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from flat import draw as draw_flat
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -33,10 +34,11 @@ def against_released(folder: Path, model: str) -> str:
             depth = f"{100 * agrees['depth']:.3f} %" if agrees.get("depth") else ""
             rows.append(
                 f"| {name} | {row['median_ms']:.0f} | {row['best_ms']:.0f} | {row['ratio']:.2f} "
-                f"| {share} | {memory} | {cosine} | {depth} |"
+                f"| {row['cpu_ratio']:.2f} | {share} | {memory} | {cosine} | {depth} |"
             )
-    head = "| | median ms | best ms | ratio | of peak | peak MiB | feature cosine | depth off |"
-    return "\n".join([head, "|---|---|---|---|---|---|---|---|", *rows])
+    head = "| | median ms | best ms | ratio | of processor time | of peak | peak MiB "
+    head += "| feature cosine | depth off |"
+    return "\n".join([head, "|---" * 9 + "|", *rows])
 
 
 def profiles(folder: Path) -> str:
@@ -54,15 +56,32 @@ def profiles(folder: Path) -> str:
     return "\n".join(rows)
 
 
+def flat_rows(folder: Path) -> list[dict[str, Any]]:
+    """What flat.py wrote, in however many runs."""
+    paths = sorted(folder.glob("flat*.json"))
+    return [row for path in paths for row in json.loads(path.read_text())["rows"]]
+
+
 def flat(folder: Path) -> str:
     """What the straight lines say, by mode."""
     rows = ["| mode | frames | median ms | growth of time | growth of memory |", "|---" * 5 + "|"]
-    for path in sorted(folder.glob("flat*.json")):
-        for row in json.loads(path.read_text())["rows"]:
+    rows += [
+        f"| {row['mode']} | {row['frames']:,} | {row['median_ms']:.2f} "
+        f"| {100 * row['latency_growth']:+.1f} % (+- {100 * row['latency_error']:.1f}) "
+        f"| {100 * row['resident_growth']:+.2f} % |"
+        for row in flat_rows(folder)
+    ]
+    return "\n".join(rows)
+
+
+def engines(folder: Path) -> str:
+    """What engines.py wrote."""
+    rows = ["| engine | median ms | 95 % | ratio | of processor time |", "|---" * 5 + "|"]
+    for path in sorted(folder.glob("engines*.json")):
+        for name, row in json.loads(path.read_text())["rows"].items():
             rows.append(
-                f"| {row['mode']} | {row['frames']:,} | {row['median_ms']:.2f} "
-                f"| {100 * row['latency_growth']:+.1f} % (+- {100 * row['latency_error']:.1f}) "
-                f"| {100 * row['resident_growth']:+.2f} % |"
+                f"| {name} | {row['median_ms']:.1f} | {row['p95_ms']:.1f} "
+                f"| {row['ratio']:.2f} | {row['cpu_ratio']:.2f} |"
             )
     return "\n".join(rows)
 
@@ -97,8 +116,10 @@ def main(folder: Path) -> int:
     for model in ("l", "nano"):
         print(against_released(folder, model), "\n")
     print(profiles(folder), "\n")
-    print(flat(folder))
+    print(flat(folder), "\n")
+    print(engines(folder))
     draw(folder)
+    draw_flat(flat_rows(folder), folder / "flat.png")
     return 0
 
 

@@ -221,8 +221,9 @@ class KVCache:
         return self.policy.kept(self.streams[stream])
 
     def context_frames(self, stream: int = 0) -> int:
-        """Frames kept now."""
-        return len(self.kept_frames(stream))
+        """Frames kept now; as many as `kept_frames` lists."""
+        state = self.streams[stream]
+        return min(state.frames_seen, self.policy.slots) + len(state.keyframes)
 
     @property
     def _layout(self) -> dict[str, Any]:

@@ -64,14 +64,15 @@ def depth_image(depth: torch.Tensor, encoding: str, header: Header) -> Image:
     ``32FC1``: metres, NaN where unknown. ``16UC1``: millimetres, 0 where unknown or beyond the
     65.535 m that the format holds.
     """
-    known = torch.isfinite(depth) & (depth > 0.0)
+    # In numpy: several times as fast as torch for so little work.
+    metres = depth.float().cpu().numpy()
+    known = (metres > 0.0) & (metres < np.inf)
     if encoding == "32FC1":
-        values = depth.float().masked_fill(~known, float("nan")).cpu().numpy()
+        values = np.where(known, metres, np.float32(np.nan))
     else:
-        millimetres = (depth * 1000.0).round()
+        millimetres = np.round(metres * 1000.0)
         known &= millimetres <= 65535.0
-        # torch's uint16 has few operations; the bits of int32 below 65536 are the same.
-        values = millimetres.masked_fill(~known, 0.0).int().cpu().numpy().astype(np.uint16)
+        values = np.where(known, millimetres, 0.0).astype(np.uint16)
     return image_message(values, encoding, header)
 
 
