@@ -249,15 +249,20 @@ class Camera:
         """The parameter of that name."""
         return self._settings().stall_timeout
 
-    def watch_for_silence(self) -> None:
-        """Say so while no image comes; frames tell of themselves."""
+    def watch_for_silence(self, *, busy: bool) -> None:
+        """Say so while no image comes; frames tell of themselves.
+
+        Args:
+            busy: the model is at work on some image; then a lack of results is no lack of images.
+        """
         if self._input is None:
             return
         if self.paused:
             self.publish_state(StreamStatus.PAUSED)
             return
         idle_s = self._statistics.idle_s()
-        silent = idle_s > self.stall_timeout
+        arriving = self._statistics.silent_s() <= self.stall_timeout
+        silent = not (busy and arriving) and idle_s > self.stall_timeout
         if self._statistics.counts()[1] == 0:
             self.publish_state(StreamStatus.WAITING)
         elif silent:

@@ -235,9 +235,9 @@ class PerceptionNode(ManagedNode):
 
     def _watch(self) -> None:
         """Look for what does not come: images, and results of images."""
-        for camera in self._cameras.values():
-            camera.watch_for_silence()
         busy_s = self._busy_s()
+        for camera in self._cameras.values():
+            camera.watch_for_silence(busy=busy_s > 0.0)
         overdue = busy_s > self.parameters.stall_timeout
         if overdue and not self._overdue:
             self.get_logger().warning(

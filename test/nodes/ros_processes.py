@@ -276,6 +276,10 @@ class User:
             assert time.monotonic() < deadline, f"waited in vain for {what or condition}"
             self._executor.spin_once(timeout_sec=0.05)
 
+    def serve(self, seconds: float) -> None:
+        """Serve this node for one callback, or for so long if there is none."""
+        self._executor.spin_once(timeout_sec=seconds)
+
     def call(self, kind: type, name: str, request: Any) -> Any:
         """Call a service and return its response."""
         if name not in self._clients:

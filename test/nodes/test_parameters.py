@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rcl_interfaces.srv import GetParameters
+from rclpy.parameter import parameter_value_to_python
+from ros_processes import NODE, NodeStarter, User
 
 from omnistream_ros.nodes.image_checks import Drop
 from omnistream_ros.nodes.parameters import Change
@@ -36,6 +39,34 @@ def test_commented_file_has_every_parameter_with_its_default() -> None:
         mark = f"[{MARKS[record.change]}]{' (each camera)' if record.own else ''}"
         assert mark in comment[1], name
         assert ("(each camera)" in comment[1]) == record.own, name
+
+
+def parameters_of(file: Path) -> dict[str, object]:
+    """The parameters in a file by their full names; those of cameras as NAME.parameter."""
+    given = yaml.safe_load(file.read_text())["/**"]["ros__parameters"]
+    flat = {}
+    for name, value in given.items():
+        if isinstance(value, dict) and name != "qos_overrides":
+            flat.update({f"{name}.{own}": inner for own, inner in value.items()})
+        else:
+            flat[name] = value
+    return flat
+
+
+@pytest.mark.parametrize("name", ["omnistream", "several_cameras", "jetson", "replay"])
+def test_every_file_can_be_used(name: str, start_node: NodeStarter, user: User) -> None:
+    """All names are known and all values allowed: the node starts with it and reports nothing."""
+    file = ROOT / "config" / f"{name}.yaml"
+    node = start_node("--params-file", str(file))
+    assert user.state() == "unconfigured"
+    assert node.count("is not known") == 0
+    given = parameters_of(file)
+    for name, value in given.items():
+        request = GetParameters.Request(names=[name])
+        (answer,) = user.call(GetParameters, f"{NODE}/get_parameters", request).values
+        held = parameter_value_to_python(answer)
+        if name not in ("model", "threads", "diagnostics_period", "camera_info_timeout"):
+            assert held == value, name
 
 
 def test_documentation_has_every_parameter_and_every_reason() -> None:
