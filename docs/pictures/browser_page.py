@@ -42,8 +42,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("out", nargs="?", type=Path, default=OUT)
-    parser.add_argument("--after", type=float, default=15.0, help="seconds of the recording")
-    parser.add_argument("--speed", type=float, default=0.3, help="1: as recorded")
+    parser.add_argument("--after", type=float, default=24.0, help="seconds of the recording")
+    parser.add_argument("--speed", type=float, default=0.2, help="1: as recorded")
     options = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:

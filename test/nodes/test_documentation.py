@@ -31,9 +31,12 @@ COMMON_SERVICES = {
 }
 
 
-def section(title: str) -> str:
+LIFECYCLE_SERVICES = {f"~/{name}" for name in COMMON_SERVICES if "logger" not in name}
+
+
+def section(title: str, page: str = PAGE) -> str:
     """The text below a heading, up to the next one of its level."""
-    (text,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    (text,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
     return text
 
 
@@ -69,6 +72,34 @@ def test_parameters_of_the_example_file() -> None:
 def test_reasons_for_images_that_are_not_used() -> None:
     documented = first_column(section("Images that are not used"))
     assert documented == {drop.value for drop in Drop}
+
+
+def allowed(profile: ElementTree.Element, kind: str, direction: str, tag: str) -> set[str]:
+    """What a profile of config/sros2_policy.xml allows."""
+    found = profile.iterfind(f"{kind}[@{direction}='ALLOW']/{tag}")
+    return {str(element.text) for element in found}
+
+
+def profile_of(node: str) -> ElementTree.Element:
+    policy = ElementTree.parse(ROOT / "config" / "sros2_policy.xml")
+    (profile,) = policy.iterfind(f".//profile[@node='{node}']")
+    return profile
+
+
+def test_the_policy_of_the_action_node_is_its_page() -> None:
+    page = (ROOT / "docs" / "action_node.md").read_text(encoding="utf-8")
+    subscribed, published = section("Topics", page).split("| published |")
+
+    def absolute(names: set[str]) -> set[str]:
+        return {name if name[0] in "~/" else f"/{name}" for name in names}
+
+    profile = profile_of("omnistream_action")
+    heard = allowed(profile, "topics", "subscribe", "topic")
+    assert heard == absolute(first_column(subscribed)) | {"/clock"}
+    said = allowed(profile, "topics", "publish", "topic")
+    assert said == absolute(first_column(published)) | COMMON_TOPICS
+    services = allowed(profile, "services", "reply", "service")
+    assert services == first_column(section("Services", page)) | LIFECYCLE_SERVICES
 
 
 @pytest.fixture(scope="module")
@@ -112,19 +143,12 @@ def test_topics_and_services(
 
 def check_policy(published: set[str], subscribed: set[str], services: set[str]) -> None:
     """config/sros2_policy.xml allows what the node does, and nothing else."""
-    policy = ElementTree.parse(ROOT / "config" / "sros2_policy.xml")
-    (profile,) = policy.iterfind(".//profile[@node='omnistream_perception']")
-
-    def allowed(kind: str, direction: str, tag: str) -> set[str]:
-        found = profile.iterfind(f"{kind}[@{direction}='ALLOW']/{tag}")
-        return {str(element.text) for element in found}
-
-    assert allowed("topics", "publish", "topic") == published | COMMON_TOPICS | {"/tf"}
+    profile = profile_of("omnistream_perception")
+    assert allowed(profile, "topics", "publish", "topic") == published | COMMON_TOPICS | {"/tf"}
     # As image/compressed with that transport, and the clock with use_sim_time.
     subscribed |= {"/tf", "/image/compressed", "/clock"}
-    assert allowed("topics", "subscribe", "topic") == subscribed
-    common = {f"~/{name}" for name in COMMON_SERVICES if "logger" not in name}
-    assert allowed("services", "reply", "service") == services | common
+    assert allowed(profile, "topics", "subscribe", "topic") == subscribed
+    assert allowed(profile, "services", "reply", "service") == services | LIFECYCLE_SERVICES
 
 
 def test_viewers_show_topics_that_there_are(of_the_node: dict[str, set[str]]) -> None:
