@@ -113,8 +113,8 @@ def _arguments() -> list[DeclareLaunchArgument]:
         ),
         DeclareLaunchArgument(
             "action_params_file",
-            default_value="",
-            description="Parameters of the action node.",
+            default_value=PathJoinSubstitution([_CONFIG, "omnistream_action.yaml"]),
+            description="Parameters of the action node; it needs a policy at least.",
         ),
         DeclareLaunchArgument(
             "action_autostart",
@@ -163,11 +163,10 @@ def _start(context: LaunchContext) -> list:
         actions += _bring_up(node, activate=True)
     actions.append(node)
     if argument("action") == "true":
-        file = argument("action_params_file")
         action = LifecycleNode(
             executable="omnistream_action",
             name="omnistream_action",
-            parameters=[*([file] if file else []), parameters[1]],
+            parameters=[argument("action_params_file"), parameters[1]],
             remappings=_pairs(argument("remap")),
             **common,
         )
