@@ -260,3 +260,23 @@ def test_rviz_of_one_camera_is_the_file_itself() -> None:
     yaml = pytest.importorskip("yaml")
     text = (ROOT / "config" / "omnistream.rviz").read_text(encoding="utf-8")
     assert _configured("/omnistream_perception", {"": "/image"}) == yaml.safe_load(text)
+
+
+def test_the_simulated_robot_is_launched_with_both_nodes() -> None:
+    actions, context = _actions(_load("sim"), tasks="push drawer-open", attempts="2")
+    from launch_ros.actions import Node
+
+    nodes = {node.node_executable: node for node in actions if isinstance(node, Node)}
+    assert set(nodes) == {"omnistream_perception", "omnistream_action", "omnistream_simulator"}
+    told = {name: _parameters(node, context) for name, node in nodes.items()}
+    assert told["omnistream_perception"]["use_sim_time"] is True
+    assert list(told["omnistream_perception"]["features"]) == ["3:patch:normed"]
+    assert told["omnistream_action"]["dry_run"] is False
+    assert "gripper: 2.0" in told["omnistream_action"]["max_step"]
+    assert list(told["omnistream_simulator"]["tasks"]) == ["push", "drawer-open"]
+    assert told["omnistream_simulator"]["attempts"] == 2
+    # Simulated time comes from the simulator, which must not wait for itself.
+    assert "use_sim_time" not in told["omnistream_simulator"]
+    assert ("command/joint_trajectory", "omnistream_action/command/joint_trajectory") in (
+        _remappings(nodes["omnistream_simulator"], context)
+    )
