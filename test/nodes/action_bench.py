@@ -45,6 +45,7 @@ SCRIPTED = {
     "features_timeout": 1.0,
     "proprioception_timeout": 1.0,
     "watchdog_timeout": 2.0,
+    "status_period": 0.05,
 }
 
 
