@@ -100,6 +100,11 @@ class ActionNode(ManagedNode):
 
     def set_up(self) -> None:
         wish = self.parameters
+        if wish.watchdog_timeout * wish.control_rate < 2.0:
+            raise TransitionRefusedError(
+                f"parameter 'watchdog_timeout' of {wish.watchdog_timeout:g} s is less than two "
+                f"turns of a control loop at {wish.control_rate:g} Hz: the robot would never move"
+            )
         try:
             self._policy = policy = make_policy(wish)
             self._limits = make_limits(policy.spec, wish)

@@ -185,6 +185,7 @@ def test_other_outputs_and_the_end_of_the_process(
         ({"action_space": "twist"}, "needs one of the names"),
         ({"action_range": ["shoulder: -1 1"]}, "no value for ['elbow']"),
         ({"streams": ["depth: /x"]}, "no value for ['camera']"),
+        ({"watchdog_timeout": 0.03}, "less than two turns of a control loop at 50 Hz"),
     ],
 )
 def test_parameters_that_cannot_work_refuse_to_configure(
