@@ -7,6 +7,7 @@ and a table can always be traced to the attempts it counts.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -171,12 +172,14 @@ class _Attempts:
         self._file = file
         self.done: dict[tuple[str, int], Attempt] = {}
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        if not lines or json.loads(lines[0]) != conditions:
-            file.write_text(json.dumps(conditions) + "\n", encoding="utf-8")
-            return
-        for line in lines[1:]:
-            attempt = Attempt(**json.loads(line))
-            self.done[attempt.task, attempt.seed] = attempt
+        first = json.dumps(conditions)
+        if lines and lines[0] == first:
+            for line in lines[1:]:
+                with contextlib.suppress(ValueError, TypeError):  # cut short by the end of a run
+                    attempt = Attempt(**json.loads(line))
+                    self.done[attempt.task, attempt.seed] = attempt
+        whole = [first, *(json.dumps(dataclasses.asdict(a)) for a in self.done.values())]
+        file.write_text("\n".join(whole) + "\n", encoding="utf-8")
 
     def add(self, attempt: Attempt) -> None:
         with self._file.open("a", encoding="utf-8") as stream:

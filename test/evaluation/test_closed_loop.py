@@ -144,6 +144,9 @@ def test_trials_go_on_where_they_were_and_start_anew_under_other_conditions(
     assert trials(2) == Rate(2, 2)
     assert made == ["toy-red"]
     assert trials(3) == Rate(3, 3)
+    with (tmp_path / "expert.jsonl").open("a") as file:
+        file.write('{"task": "toy-red", "seed": 10000')  # a run that was killed
+    assert trials(3) == Rate(3, 3)
     lines = (tmp_path / "expert.jsonl").read_text().splitlines()
     assert [json.loads(line)["seed"] for line in lines[1:]] == [FIRST_SEED + i for i in range(3)]
     assert trials(1) == Rate(1, 1)  # of three that are there
