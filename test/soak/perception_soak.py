@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Hours of the perception node with random faults: does it come back each time, does it grow?
 
@@ -270,10 +269,10 @@ class Soak:
         self.user.call(Trigger, f"{NODE}/reset", Trigger.Request())
 
     def down_and_up(self) -> None:
-        self.user.change("deactivate", "activate")
+        self._change("deactivate", "activate")
 
     def all_the_way_down_and_up(self) -> None:
-        self.user.change("deactivate", "cleanup", "configure", "activate")
+        self._change("deactivate", "cleanup", "configure", "activate")
 
     def device_lost(self) -> None:
         lost = self.node.count("recovered to unconfigured")
@@ -285,7 +284,15 @@ class Soak:
 
         self.run_for(RECOVERY_S, gone)
         self.silent.clear()
-        self.user.change("configure", "activate")
+        self._change("configure", "activate")
+
+    def _change(self, *names: str) -> None:
+        """Transitions in a row, which all have to succeed."""
+        for name in names:
+            before = self.user.state()
+            if not self.user.change(name):
+                self.missed.append(f"{name} from {before}")
+                print(f"REFUSED {name}: {before} before, {self.user.state()} after", flush=True)
 
     def killed(self) -> None:
         os.kill(self.node.pid, signal.SIGKILL)
