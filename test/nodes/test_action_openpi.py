@@ -77,6 +77,22 @@ def test_openpi_drives_the_robot(remote: Bench, server: OpenPiServer) -> None:
     assert question["features/camera/3:patch:normed"].shape == (2, 3, 4)
 
 
+def test_an_image_that_lies_about_its_size(remote: Bench) -> None:
+    remote.executes()
+    image = remote.user.picture()
+    image.step -= 1
+    twin = remote.user.node.create_publisher(Image, "/camera/image", 1)
+
+    def refused() -> bool:
+        image.header.stamp = remote.robot.now().to_msg()
+        twin.publish(image)
+        return remote.drops("bad_image") > 0
+
+    remote.user.wait_until(refused, "refusal of the image")
+    remote.user.node.destroy_publisher(twin)
+    remote.executes()
+
+
 def _gone(_: dict, connection: Any) -> None:
     connection.close_socket()
 
