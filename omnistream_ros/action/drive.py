@@ -11,6 +11,7 @@ from omnistream_ros.action.limits import Clamp, JointLimiter, Limits, MotionLimi
 from omnistream_ros.action.spaces import ActionSpec, Space
 
 _TOLERANCE = 1e-9
+_SETTLED_S = 1.0  # of rest, after which a robot that follows has arrived
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,6 +43,7 @@ class Drive:
         """Nothing was commanded yet."""
         self.commanded = False
         self._moving = False
+        self._rested_s = 0.0
         self._joint_limiter = JointLimiter(self._joint_limits)
         self._motion_limiter = MotionLimiter(self._motion_limits)
 
@@ -64,6 +66,7 @@ class Drive:
         speeds = self._speeds(value[self._motion], clamps)
         motion = self._motion_limiter.follow(speeds, seconds, clamps)
         self.commanded = self._moving = True
+        self._rested_s = 0.0
         return Command(positions, self._joint_limiter.velocity.copy(), motion)
 
     def rest(self, seconds: float, *, ramp: bool) -> Command | None:
@@ -72,6 +75,7 @@ class Drive:
         None: nothing was ever commanded, so somebody else may be in charge of the robot.
         """
         self._moving = False
+        self._rested_s += seconds
         if not self.commanded:
             return None
         joints, motion = self._joint_limiter, self._motion_limiter
@@ -90,12 +94,19 @@ class Drive:
         return near / self._spec.dt
 
     def _take_up(self, measured: np.ndarray, wanted: np.ndarray) -> None:
-        """Begin to move, from where the robot is.
+        """Begin to move: the first time from where the robot is, later from the last command.
 
-        A sag below the last command that is no larger than a step is left alone: taking it over
-        would let the arm sink a little at every pause.
+        What is measured lags behind what was commanded, so a command that jumped to it after a
+        short pause would throw the arm back. Only when the robot has had time to arrive and is
+        still more than a step away, it was moved by somebody else, and is taken up where it is. A
+        smaller sag is left alone: taking it over would let the arm sink a little at every pause.
         """
         limiter, here = self._joint_limiter, self._joint_limiter.position
-        if here is None or (np.abs(here - measured) > self._joint_limits.step).any():
+        moved = (
+            here is not None
+            and self._rested_s > _SETTLED_S
+            and bool((np.abs(here - measured) > self._joint_limits.step).any())
+        )
+        if here is None or moved:
             unknown = np.clip(wanted, self._joint_limits.low, self._joint_limits.high)
             limiter.start(np.where(np.isnan(measured), unknown, measured))

@@ -511,11 +511,31 @@ def test_a_robot_that_was_moved_by_hand_is_taken_up_where_it_is() -> None:
     rig.stop.press("hand")
     rig.live(2)
     rig.positions, rig.follows = {"shoulder": 0.9, "elbow": 1.5}, False
-    rig.live(2)
+    rig.live(60)
     rig.stop.clear(rig.now_ns, 0.0)
     commands = rig.live(4)
     assert rig.controller.decision.state is State.EXECUTING
     assert commands[-1].positions == pytest.approx([0.9, 1.5], abs=0.01)
+
+
+@pytest.mark.parametrize("lag_ticks", [5, 15, 24])
+def test_a_measurement_that_lags_never_throws_the_arm_back(lag_ticks: int) -> None:
+    """After a pause that was short: what is measured is still on its way."""
+    rig = Rig(proprioception_timeout=1.0)
+    rig.target = np.array([1.0, 2.0])
+    past = [dict(rig.positions)] * lag_ticks
+    before = None
+    for turn in range(200):
+        rig.feel(**past[-lag_ticks])
+        rig.see()
+        rig.think()
+        late = turn in (60, 61, 100, 140)
+        command = rig.tick(0.21 if late else PERIOD_S)
+        past.append(dict(rig.positions))
+        if before is not None and command is not None:
+            moved = np.abs(command.positions - before.positions)
+            assert (moved <= 0.5 * PERIOD_S + 1e-9).all(), turn
+        before = command
 
 
 # --- whatever happens ---
