@@ -56,6 +56,9 @@ _VELOCITY_FADE = 0.7
 # The room is wrong as a whole by about this share, and every way through it with it: the spread of
 # log scale over recordings with the weights of the package (docs/pose.md).
 _SCALE_ERROR = 0.3
+# Errors of rotation are larger than places that are taken for independent say, by this factor
+# (benchmarks/pose_calibration.py on recordings).
+_ROTATION_GROWTH = 2.4
 
 
 class Odometry:
@@ -149,6 +152,8 @@ class Odometry:
         covariance = self._covariance.copy()  # of drift; all of the way may be of the wrong size
         way = world_from_camera[:3, 3]
         covariance[:3, :3] += _SCALE_ERROR**2 * np.outer(way, way)
+        covariance[:, 3:] *= _ROTATION_GROWTH
+        covariance[3:] *= _ROTATION_GROWTH
         pose = to_pose(world_from_camera, covariance, tracking)
         return dataclasses.replace(pose, scale_error=_SCALE_ERROR)
 
