@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 from omnistream_ros.nodes import simulator
 from omnistream_ros.nodes.process import RefusedToStartError
 from omnistream_ros.nodes.simulator import SimulatorNode, make_attempts
+from omnistream_ros.nodes.simulator_parameters import SimulatorParameters
 from omnistream_ros.simulation.tasks import make_environment
 
 
@@ -159,3 +163,10 @@ def test_the_program_says_what_is_wrong_in_a_line(
 ) -> None:
     assert simulator.main(["--ros-args", "-p", "tasks:=[nothing]"]) == 2
     assert "error: parameter 'tasks'" in capsys.readouterr().err
+
+
+def test_the_page_names_all_parameters() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "closed_loop.md").read_text("utf-8")
+    rows = page.split("| parameter | default |")[1].split("\n\n")[0]
+    named = re.findall(r"`([a-z_]+)`", "".join(row.split("|")[1] for row in rows.splitlines()[2:]))
+    assert named == [field.name for field in dataclasses.fields(SimulatorParameters)]
