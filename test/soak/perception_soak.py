@@ -57,6 +57,7 @@ FAULT_WIDTH = 48  # an image of this width makes the model fail
 SETTLING_S = 120.0  # memory of a young process is not looked at
 RECOVERY_S = 60.0
 GROWTH_MIB_PER_HOUR = 20.0
+JUDGED_MINUTES = 15.0  # the slope of less says nothing
 
 
 def faulty_main(arguments: list[str]) -> int:
@@ -396,7 +397,8 @@ def main() -> int:
     print(text)
     if options.out:
         options.out.write_text(text + "\n")
-    grown = max((p["MiB per hour"] for p in report["processes"]), default=0.0)
+    judged = [p for p in report["processes"] if p["minutes"] >= JUDGED_MINUTES]
+    grown = max((p["MiB per hour"] for p in judged), default=0.0)
     return int(bool(report["missed"]) or grown > GROWTH_MIB_PER_HOUR)
 
 
