@@ -66,7 +66,7 @@ class JointLimiter:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self.position: np.ndarray | None = None  # last command (n,)
-        self.velocity = np.zeros(len(limits.low))
+        self.velocity: np.ndarray = np.zeros(len(limits.low))
         self._target: np.ndarray | None = None
 
     def start(self, position: np.ndarray) -> None:
@@ -151,7 +151,7 @@ class MotionLimiter:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self.velocity = np.zeros(len(limits.velocity))
+        self.velocity: np.ndarray = np.zeros(len(limits.velocity))
 
     def follow(self, wanted: np.ndarray, seconds: float, clamps: set[Clamp]) -> np.ndarray:
         """One tick towards velocities (n,)."""

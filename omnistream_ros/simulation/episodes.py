@@ -66,7 +66,8 @@ def show(env: Environment, seed: int, *, astray: bool = True) -> Episode:
     rng = np.random.default_rng((seed, zlib.crc32(env.task.name.encode())))
     env.reset(seed)
     images, positions, commands, led = [], [], [], []
-    wrong, direction, left = 0, np.zeros(len(env.axes)), _AFTER_SUCCESS
+    direction: np.ndarray = np.zeros(len(env.axes))
+    wrong, left = 0, _AFTER_SUCCESS
     for frame in range(frames_of(env.task, env.step_s)):
         seen = env.observe()
         command = env.expert()
