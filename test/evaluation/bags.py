@@ -160,7 +160,11 @@ def status(
         "stage_names": ["preprocess", "backbone", "heads", "publish"],
         "stage_ms": np.array([1.0, 20.0, 5.0, 2.0]) + 0.1 * (processed % 7),
         "latency_ms": 30.0 + processed % 5,
+        "tracking": "good",
         "metric": True,
+        "scale_source": "model",
+        "scale_status": "known",
+        "scale_factor": 1.0,
         "model_name": "omnistream-nano",
         "weights_sha256": "0123456789abcdef" * 4,
     }

@@ -344,8 +344,9 @@ class User:
         """Send a picture and wait for the status of its frame, which is returned.
 
         The two sides of a connection do not come up at the same moment: as long as the node says
-        that it has received nothing at all, the picture is sent again.
+        that it has received nothing more, the picture is sent again.
         """
+        received = status[-1].frames_received if status else 0
         message = send(**changes)
         stamp = message.header.stamp
         sent_s = time.monotonic()
@@ -353,8 +354,9 @@ class User:
         def done() -> list:
             nonlocal sent_s
             meanwhile()
-            silent = status and status[-1].state == status[-1].WAITING
-            if silent and not status[-1].frames_received and time.monotonic() - sent_s > 2.0:
+            silent = status and status[-1].state in (status[-1].WAITING, status[-1].STALLED)
+            silent = silent and status[-1].frames_received == received
+            if silent and time.monotonic() - sent_s > 2.0:
                 send(message)
                 sent_s = time.monotonic()
             return [s for s in status if s.state == s.STREAMING and s.header.stamp == stamp]

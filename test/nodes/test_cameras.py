@@ -94,7 +94,9 @@ def test_a_silent_camera_keeps_nobody_waiting_and_may_come_back(
     user.wait_until(lambda: cameras.status["left"][-1].state == StreamStatus.STALLED)
     arrays = user.collect(DiagnosticArray, "/diagnostics")
     user.wait_until(lambda: arrays)
-    assert [s.name for s in arrays[-1].status] == [f"{NODE}: {n}" for n in cameras.send]
+    assert [s.name for s in arrays[-1].status] == [
+        f"{NODE}: {n}" for n in (*cameras.send, "machine")
+    ]
 
 
 def test_cameras_of_different_shape(user: User, start_node: NodeStarter) -> None:

@@ -215,6 +215,7 @@ def test_transport_profile_of_the_user_is_kept(
 
 
 def test_replay_plays_records_and_nothing_is_started_too_early(tmp_path: Path) -> None:
+    pytest.importorskip("launch_ros", reason=NO_LAUNCH)
     from launch.actions import ExecuteProcess, IncludeLaunchDescription, RegisterEventHandler
 
     actions, _ = _actions(_load("replay"), bag="my_bag", out=str(tmp_path / "out"))

@@ -514,9 +514,9 @@ def test_thousands_of_steps_in_the_same_memory() -> None:
         assert result.context_frames == 3
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes
 
-    before = run(200, 0)
+    before = run(1000, 0)
     tensors = live_tensors()
-    after = run(3000, 200)
+    after = run(3000, 1000)
     assert live_tensors() <= tensors
     assert after - before < 4096
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
+from collections.abc import Iterator
 from dataclasses import replace
 from test_train import TINY, _settings
 from omnistream_ros.training.train import train
@@ -165,6 +167,16 @@ def test_a_run_folder_belongs_to_one_trainer(clips: Path, tmp_path: Path) -> Non
     train(TINY, settings)  # free again
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in the processes that a test starts: sums of several threads end in other last digits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(clips: Path, tmp_path: Path) -> None:
     """SIGKILL at random moments, again and again: the same weights as without."""
     whole = replace(_settings(clips, tmp_path / "whole", 16), save_period=2)
