@@ -6,9 +6,11 @@ from __future__ import annotations
 import dataclasses
 import gc
 import io
+import multiprocessing
 import resource
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -502,23 +504,28 @@ def live_tensors() -> int:
     return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
 
-def test_thousands_of_steps_in_the_same_memory() -> None:
+def memory_of_thousands_of_steps() -> tuple[tuple[int, int], tuple[int, int]]:
+    """Peak memory in kilobytes and number of tensors, after 1000 steps and after 4000."""
     smallest = dataclasses.replace(TINY, depth=1, taps=(0, 0, 0, 0))
     session = StreamSession(build_model(smallest).eval(), window=2)
     clip = frames(50, (48, 64))
 
-    def run(steps: int, first: int) -> int:
+    def run(steps: int, first: int) -> tuple[int, int]:
         for i in range(first, first + steps):
             outputs = NOTHING if i % 10 else Outputs()
             result = session.step(at(clip[i % 50], 10**18 + i * 33_333_333), outputs)
         assert result.context_frames == 3
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, live_tensors()
 
-    before = run(1000, 0)
-    tensors = live_tensors()
-    after = run(3000, 1000)
-    assert live_tensors() <= tensors
-    assert after - before < 4096
+    return run(1000, 0), run(3000, 1000)
+
+
+def test_thousands_of_steps_in_the_same_memory() -> None:
+    """In a process of its own: what other tests have left behind would move meanwhile."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+        before, after = alone.submit(memory_of_thousands_of_steps).result()
+    assert after[1] <= before[1]
+    assert after[0] - before[0] < 1024
 
 
 def test_memory_is_freed_with_the_session(model: OmniStream) -> None:
