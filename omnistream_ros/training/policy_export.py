@@ -118,6 +118,9 @@ def export_policy(path: Path, network: PolicyNetwork, facts: PolicyFacts) -> Non
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
+        # Each operation notes the line of source that made it, with its path on this machine.
+        for node in program.model.graph.all_nodes():
+            node.metadata_props.clear()
         program.save(str(part))
         write_policy_facts(part, facts)
         part.replace(path)

@@ -162,6 +162,8 @@ def test_the_file_computes_what_the_network_does_and_says_what_it_is(
     facts = facts_of("mine", network, keys, "a" * 64 if sees else "", AXES, 0.1, {"sight": "x"})
     export_policy(tmp_path / "policy.onnx", network, facts)
     assert [p.name for p in tmp_path.iterdir()] == ["policy.onnx"]
+    source = str(Path(__file__).parents[2]).encode()
+    assert source not in (tmp_path / "policy.onnx").read_bytes()  # nothing of this machine
     policy = OnnxPolicy(tmp_path / "policy.onnx")
     assert policy.facts == facts
     assert (policy.spec.space, policy.spec.horizon, policy.spec.dt) == (
