@@ -3,7 +3,7 @@
 
     python docs/pictures/browser_page.py [OUT.png]
 
-Needs the environment of scripts/env.sh, viser (`pip install 'omnistream_ros[view]'`) and Chromium.
+Needs the environment of scripts/env.sh, viser (`pip install '.[view]'`) and Chromium.
 Node, player and viewer are real processes; the page is drawn by a real browser without a screen.
 """
 

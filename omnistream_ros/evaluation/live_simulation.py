@@ -19,7 +19,9 @@ from omnistream_ros.action.policy_file import open_policy_file
 from omnistream_ros.action.spaces import ActionSpec
 from omnistream_ros.evaluation.child_process import ChildProcess, children, wait_until
 from omnistream_ros.evaluation.live import environment
+from omnistream_ros.model.sentence_encoder import installed_encoder
 from omnistream_ros.simulation.success import Attempt, Rate, rates
+from omnistream_ros.simulation.tasks import make_environment
 
 #: What a simulated robot can do, by the unit of an axis.
 _LIMITS = {
@@ -59,9 +61,16 @@ def simulate(run: SimulationRun, say: Callable[[str], None] = lambda _: None) ->
 
     Raises:
         PolicyFileError: the policy cannot be used.
+        SentenceEncoderError: it reads instructions, and what embeds them is not installed.
+        SimulationError: a task's simulator cannot run here.
         ChildError: a process failed or hung; the message shows the end of its log.
     """
     _, facts = open_policy_file(run.policy)
+    # What is missing is known before three processes are started.
+    if facts.instruction is not None:
+        installed_encoder()
+    for task in run.tasks:
+        make_environment(task).close()
     keys = [feature.key for feature in facts.features] or [""]
     run.out.mkdir(parents=True, exist_ok=True)
     env = environment()

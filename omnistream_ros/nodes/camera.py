@@ -298,12 +298,14 @@ class Camera:
         """Metres in one unit of the model from now on; 0: as the parameters ask for.
 
         Raises:
-            ValueError: the factor is negative or not finite.
+            ValueError: the factor is outside of what the parameter `scale_factor` may be.
         """
         if factor == 0.0:
             self._scale.unfix()
-        else:
+        elif 0.001 <= factor <= 1000.0:  # NaN is in no range
             self._scale.fix(factor)
+        else:
+            raise ValueError(f"the factor must be 0.001 to 1000, or 0, got {factor:g}")
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of all that the next frame depends on."""

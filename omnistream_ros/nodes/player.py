@@ -25,6 +25,8 @@ from omnistream_ros.nodes.distribution import byte_array
 from omnistream_ros.nodes.process import RefusedToStartError, tune_allocator
 from omnistream_ros.stream.frame import Frame, Intrinsics
 
+# The frame in work may be large; a reader that hangs is left behind.
+_READER_PATIENCE_S = 5.0
 _PREFETCH = 8  # frames decoded ahead, so that a slow picture does not delay its publication
 _POLL_S = 0.02
 # Best-effort subscribers acknowledge nothing; without this the last images can die with the writer.
@@ -180,17 +182,22 @@ def _prefetched(frames: Iterable[Frame], stop: threading.Event) -> Iterator[Fram
         except BaseException as error:
             put(error)
 
-    threading.Thread(target=read, name="reader", daemon=True).start()
-    while not stop.is_set():
-        try:
-            item = ahead.get(timeout=0.1)
-        except queue.Empty:
-            continue
-        if isinstance(item, BaseException):
-            raise item
-        if item is None:
-            return
-        yield item
+    reader = threading.Thread(target=read, name="reader", daemon=True)
+    reader.start()
+    try:
+        while not stop.is_set():
+            try:
+                item = ahead.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                return
+            yield item
+    finally:
+        # The libraries that read must not be at work while the process takes them down.
+        reader.join(_READER_PATIENCE_S)
 
 
 def image_message(pixels: np.ndarray, header: Header) -> Image:

@@ -65,12 +65,14 @@ def _elsewhere(node: Node, topic: str, transport: Transport) -> str:
     """Where there are images, most similar names first."""
     known = {RAW.type_name: RAW, COMPRESSED.type_name: COMPRESSED}
     found: dict[str, Transport] = {}
+    # What this node publishes, and what its other cameras read, is no camera for this one.
+    taken = {topic, *(subscription.topic_name for subscription in node.subscriptions)}
     for name, types in node.get_topic_names_and_types():
-        own = name.startswith(f"{node.get_fully_qualified_name()}/")
-        if name != topic and not own and types[0] in known and node.count_publishers(name):
+        own = name in taken or name.startswith(f"{node.get_fully_qualified_name()}/")
+        if not own and types[0] in known and node.count_publishers(name):
             found[name] = known[types[0]]
     if not found:
-        return "no images are published at all: is the camera's driver running, in this domain?"
+        return "no other images are published: is the camera's driver running, in this domain?"
     base = topic.removesuffix(transport.suffix)
     for other in (RAW, COMPRESSED):
         if other is not transport and found.get(base + other.suffix) is other:
@@ -81,7 +83,7 @@ def _elsewhere(node: Node, topic: str, transport: Transport) -> str:
         for name in near[:_NAMED]
     )
     more = f" and {len(near) - _NAMED} more" if len(near) > _NAMED else ""
-    return f"images are published on {listed}{more}: remap `image` to one of them"
+    return f"images are published on {listed}{more}: remap '{topic}' to one of them"
 
 
 def _who(publisher: TopicEndpointInfo) -> str:
