@@ -53,6 +53,7 @@ class Observation:
         joints: (len(needs.joints),) float64 positions.
         instruction: text.
         embedding: (384,) float32 of the text.
+        consumed: actions that were carried out until then; it stands still while the robot holds.
     """
 
     features: Mapping[tuple[str, str], np.ndarray] = dataclasses.field(default_factory=dict)
@@ -60,6 +61,7 @@ class Observation:
     joints: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
     instruction: str = ""
     embedding: np.ndarray | None = None
+    consumed: float = 0.0
 
 
 class Policy(Protocol):

@@ -90,6 +90,7 @@ class Loop:
                     joints=positions[read],
                     instruction=env.task.instructions[0],
                     embedding=embedding,
+                    consumed=clock,
                 )
             )
             stamp = round(1e9 * time_s)

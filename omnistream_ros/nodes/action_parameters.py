@@ -39,8 +39,8 @@ class ActionParameters:
     policy: str = option(
         "",
         "What acts: an .onnx file written by `omnistream train-policy`; ws://HOST:PORT or "
-        "wss://HOST:PORT of an openpi policy server; scripted (a motion to and fro, for trying "
-        "out).",
+        "wss://HOST:PORT of an openpi policy server; scripted (a motion to and fro, or that of "
+        "`script`).",
         change=_CONFIGURE,
     )
     provider: str = option(
@@ -106,6 +106,13 @@ class ActionParameters:
     proprioception: tuple[str, ...] = option(
         (),
         "Not for .onnx files: joints whose positions the policy reads, in order.",
+        change=_CONFIGURE,
+    )
+    script: tuple[str, ...] = option(
+        (),
+        "scripted: SECONDS: NUMBERS, what an action is so long after the beginning of the stream, "
+        "in the order of action_names; between two moments straight lines; empty: to and fro.",
+        check=named_values.script,
         change=_CONFIGURE,
     )
     images: tuple[str, ...] = option(

@@ -34,7 +34,11 @@ def make_policy(wish: ActionParameters) -> Policy:
         )
     if wish.policy == "scripted":
         needs = Needs(features=_features(wish), joints=wish.proprioception)
-        return ScriptedPolicy(_spec(wish), needs)
+        spec = _spec(wish)
+        try:
+            return ScriptedPolicy(spec, needs, named_values.script(wish.script))
+        except ValueError as error:
+            raise ValueError(f"parameter 'script': {error}") from error
     try:
         return _openpi(wish) if wish.policy.startswith(_SERVERS) else _onnx(wish)
     except ModuleNotFoundError as error:

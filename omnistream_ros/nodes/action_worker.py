@@ -130,6 +130,7 @@ class PolicyWorker:
             joints=ticket.joints,
             instruction=ticket.instruction,
             embedding=self._embedding(ticket.instruction) if needs.embedding else None,
+            consumed=ticket.anchor,
         )
 
     def _float32(self, feature: FeatureInput, tensor: np.ndarray) -> np.ndarray:

@@ -61,6 +61,21 @@ def pair(text: str) -> tuple[float, float]:
     return low, high
 
 
+def script(entries: Sequence[str]) -> list[tuple[float, list[float]]]:
+    """Moments and the numbers at each, SECONDS: NUMBER NUMBER ..., in their order.
+
+    Raises:
+        ValueError: an entry has another form.
+    """
+    found = []
+    for moment, values in parse(entries).items():
+        try:
+            found.append((float(moment), [float(value) for value in values.split()]))
+        except ValueError:
+            raise ValueError(f"'{moment}: {values}' must be SECONDS: NUMBER NUMBER ...") from None
+    return found
+
+
 def check(convert: Callable[[str], object]) -> Callable[[Sequence[str]], None]:
     """A check for `parameters.option`: every value can be converted."""
 

@@ -85,10 +85,39 @@ def test_the_scripted_motion_begins_where_the_robot_is_and_stays_in_its_range() 
     assert (actions >= spec.low).all()
     assert (actions <= spec.high).all()
     assert np.ptp(actions, axis=0).min() > 0.02  # it moves
-    following = policy.act(Observation(joints=np.array([1.4, -0.8])))
-    assert following[0] == pytest.approx(actions[1])  # the phase goes on
+    following = policy.act(Observation(joints=np.array([1.4, -0.8]), consumed=1.0))
+    assert following[0] == pytest.approx(actions[1])  # the phase goes on with what was consumed
+    again = policy.act(Observation(joints=np.array([1.4, -0.8]), consumed=1.0))
+    np.testing.assert_array_equal(again, following)  # however often it is asked
     policy.reset()
     assert policy.act(Observation(joints=np.array([0.0, 0.0])))[0] == pytest.approx([0.0, 0.0])
+
+
+def test_a_script_is_followed_from_the_beginning_of_the_stream() -> None:
+    spec = with_action(horizon=4, dt=0.5).action
+    policy = ScriptedPolicy(
+        spec, Needs(), [(0.0, (0.0, 1.0)), (1.0, (0.4, 1.0)), (2.0, (0.4, 0.0))]
+    )
+    first = policy.act(Observation(consumed=10.0))
+    np.testing.assert_allclose(first, [[0.0, 1.0], [0.2, 1.0], [0.4, 1.0], [0.4, 0.5]])
+    late = policy.act(Observation(consumed=13.5))
+    np.testing.assert_allclose(late, [[0.4, 0.25], [0.4, 0.0], [0.4, 0.0], [0.4, 0.0]])
+    policy.reset()
+    np.testing.assert_allclose(policy.act(Observation(consumed=20.0)), first)
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ([(0.0, (0.0,))], r"2 numbers \(shoulder, elbow\), got \[0.0\]"),
+        ([(0.0, (0.0, float("nan")))], "2 numbers"),
+        ([(1.0, (0.0, 0.0)), (0.5, (0.0, 0.0))], "must rise, got 0.5 after 1"),
+        ([(float("inf"), (0.0, 0.0))], "must rise"),
+    ],
+)
+def test_a_script_that_does_not_fit_is_refused(script: list, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ScriptedPolicy(FACTS.action, Needs(), script)
 
 
 def test_a_scripted_twist_swings_about_the_middle_of_its_range() -> None:

@@ -163,3 +163,11 @@ def test_values_by_name(entries: Sequence[str], words: str) -> None:
         named_values.resolve(entries, ["a"], named_values.number)
     assert words in str(caught.value)
     assert named_values.resolve(["*: 2", "a: 1"], ["a", "b"], named_values.number) == [1.0, 2.0]
+
+
+def test_scripts() -> None:
+    read = named_values.script(["0: 1 2", "1.5: -0.5 3e-1"])
+    assert read == [(0.0, [1.0, 2.0]), (1.5, [-0.5, 0.3])]
+    for wrong in ("0 1 2", "soon: 1", "0: one"):
+        with pytest.raises(ValueError, match=r"must be (SECONDS: NUMBER|NAME: VALUE)"):
+            named_values.script([wrong])
