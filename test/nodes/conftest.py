@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,8 +18,6 @@ import torch
 from omnistream_ros.model import ModelCard, ModelConfig, build_model, save_model
 
 ROOT = Path(__file__).resolve().parents[2]
-# Beyond 101 the ports of a domain reach into those the kernel hands out.
-_DOMAINS = range(2, 102)
 
 
 @pytest.fixture(scope="session")
@@ -55,28 +51,16 @@ def loopback_only() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def _locked_domain() -> Iterator[int]:
-    """A domain that no other test run of this machine uses while the lock is held."""
-    for domain in _DOMAINS:
-        path = Path(tempfile.gettempdir()) / f"omnistream_test_domain_{domain}.lock"
-        with path.open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            yield domain
-            return
-    raise RuntimeError("every ROS domain is in use by another test run")
-
-
 @pytest.fixture
 def domain() -> Iterator[int]:
-    yield from _locked_domain()
+    with ros_processes.locked_domain() as number:
+        yield number
 
 
 @pytest.fixture(scope="module")
 def module_domain() -> Iterator[int]:
-    yield from _locked_domain()
+    with ros_processes.locked_domain() as number:
+        yield number
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ Nothing here sleeps: every wait is for something to be seen, with a limit that o
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import multiprocessing
 import os
 import re
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -40,12 +41,29 @@ from omnistream_ros.nodes.distribution import byte_array
 
 NODE = "/omnistream_perception"
 PATIENCE_S = 60.0  # met only by failures, on the slowest machine
+# Beyond 101 the ports of a domain reach into those the kernel hands out.
+_DOMAINS = range(2, 102)
 TRANSITIONS = {
     "configure": Transition.TRANSITION_CONFIGURE,
     "activate": Transition.TRANSITION_ACTIVATE,
     "deactivate": Transition.TRANSITION_DEACTIVATE,
     "cleanup": Transition.TRANSITION_CLEANUP,
 }
+
+
+@contextlib.contextmanager
+def locked_domain() -> Iterator[int]:
+    """A domain that no other test run of this machine uses inside this context."""
+    for domain in _DOMAINS:
+        path = Path(tempfile.gettempdir()) / f"omnistream_test_domain_{domain}.lock"
+        with path.open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield domain
+            return
+    raise RuntimeError("every ROS domain is in use by another test run")
 
 
 class _Command:

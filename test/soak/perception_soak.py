@@ -8,14 +8,16 @@ Two cameras play the bundled recording in a loop at twice real time, stamps and 
 with the bundled model; a user listens to everything. Every few seconds one of the faults below
 happens. A fault is survived when both cameras stream again within the limit. The memory of the
 process is read all the time; growth is the slope of a line through it, by process, without the
-first two minutes of each. Ends with status 1 when a recovery was missed, the process died of
-something but the soak, or memory grew by more than the limit.
+first two minutes of each. The soak goes on after a missed recovery; it ends with status 1 when
+there was one, the process died of something but the soak, or memory grew by more than the limit.
+With --out all that the node said lies beside the report, with the faults and recoveries between.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import random
@@ -38,7 +40,7 @@ from omnistream_ros.msg import FeatureTensor, StreamStatus
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile
-from ros_processes import NODE, NodeProcess, NodeStarter, User
+from ros_processes import NODE, NodeProcess, NodeStarter, User, locked_domain
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
@@ -106,6 +108,8 @@ class Soak:
         self.samples: list[tuple[int, float, float, int, int]] = []  # pid, s, MiB, threads, fds
         self.outcome: dict[str, list[float]] = collections.defaultdict(list)
         self.missed: list[str] = []
+        self.died = 0
+        self.nodes: list[NodeProcess] = []
         self.newest: dict[str, StreamStatus] = {}
         self.publishers = {}
         for name in CAMERAS:
@@ -146,7 +150,8 @@ class Soak:
             stall_timeout=1.0,
             diagnostics_period=1.0,
         )
-        return self.start.fork(faulty_main, arguments)
+        self.nodes.append(self.start.fork(faulty_main, arguments))
+        return self.nodes[-1]
 
     # --- time ---
 
@@ -293,7 +298,7 @@ class Soak:
             before = self.user.state()
             if not self.user.change(name):
                 self.missed.append(f"{name} from {before}")
-                print(f"REFUSED {name}: {before} before, {self.user.state()} after", flush=True)
+                self._tell(f"REFUSED {name}: {before} before, {self.user.state()} after")
 
     def killed(self) -> None:
         os.kill(self.node.pid, signal.SIGKILL)
@@ -318,7 +323,12 @@ class Soak:
             fault = self.random.choice(usual)
             if time.monotonic() - last_kill_s > 60.0 * self.options.kill_every:
                 fault, last_kill_s = self.killed, time.monotonic()
-            fault()
+            self._tell(f"now: {fault.__name__}")
+            try:
+                fault()
+            except AssertionError as error:  # the user waited in vain, as for a service
+                self.missed.append(f"{fault.__name__}: {error}")
+                self._tell(f"MISSED in {fault.__name__}: {error}")
             self._recover(fault.__name__)
 
     def _recover(self, fault: str) -> None:
@@ -328,10 +338,25 @@ class Soak:
         self.outcome[fault].append(time.monotonic() - begin)
         if not back:
             self.missed.append(fault)
-            print(f"MISSED after {fault}:\n" + "\n".join(self.node.lines[-30:]), flush=True)
+            self._tell(f"MISSED after {fault}: {self._circumstances()}")
             if not self.node.alive:
+                self.died += 1
                 self.node = self.launch()
-        print(f"{fault}: {self.outcome[fault][-1]:.1f} s", flush=True)
+        self._tell(f"{fault}: {self.outcome[fault][-1]:.1f} s")
+
+    def _circumstances(self) -> str:
+        """What a missed recovery may come from."""
+        others = self.user.node.get_publishers_info_by_topic(f"{NODE}/transition_event")
+        told = f"{len(others)} nodes of this name, the process is {self.node.alive=}"
+        with contextlib.suppress(AssertionError):
+            told += f", {self.user.state()}"
+        states = {name: (s.state, s.frames_received) for name, s in self.newest.items()}
+        return f"{told}, newest {states}, load {os.getloadavg()}"
+
+    def _tell(self, text: str) -> None:
+        """Into the node's own output, so that both stand in the order of time."""
+        self.node.lines.append(f"[soak] [{time.time():.3f}] {text}")
+        print(text, flush=True)
 
     def report(self) -> dict:
         """What came of it."""
@@ -361,12 +386,20 @@ class Soak:
             "faults": {n: len(s) for n, s in self.outcome.items()},
             "slowest recovery (s)": {n: round(max(s), 1) for n, s in self.outcome.items()},
             "missed": self.missed,
+            "ended by themselves": self.died,
             "processes": growth,
             "unexpected tracebacks": self._unexpected(),
         }
 
+    def everything_said(self) -> str:
+        """The output of all node processes, one after the other, with what the soak did."""
+        return "".join(f"--- process {node.pid} ---\n{node.log}\n" for node in self.nodes)
+
     def _unexpected(self) -> int:
-        return self.node.count("Traceback") - self.node.count("fault while active: RuntimeError")
+        return sum(
+            node.count("Traceback") - node.count("fault while active: RuntimeError: device lost")
+            for node in self.nodes
+        )
 
 
 def main() -> int:
@@ -375,12 +408,12 @@ def main() -> int:
     parser.add_argument(
         "--model",
         default="omnistream-nano",
-        help="or `tiny`: random weights, so small that the node's own time dominates",
+        help="or tiny: random weights, so small that the node's own time dominates",
     )
     parser.add_argument("--speed", type=float, default=2.0, help="of the recording")
     parser.add_argument("--kill-every", type=float, default=20.0, help="minutes between kill -9")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--domain", type=int, default=101)
+    parser.add_argument("--domain", type=int, help="default: one that no test of this machine uses")
     parser.add_argument("--out", type=Path, help="of the report, JSON")
     options = parser.parse_args()
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
@@ -389,17 +422,24 @@ def main() -> int:
     os.environ["ROS_LOG_DIR"] = tempfile.mkdtemp(prefix="omnistream_soak_")
     if options.model == "tiny":
         options.model = str(write_tiny(Path(tempfile.mkdtemp(prefix="omnistream_soak_"))))
-    with User(options.domain) as user, NodeStarter(options.domain, Path()) as start:
+    with contextlib.ExitStack() as stack:
+        domain = options.domain or stack.enter_context(locked_domain())
+        user = stack.enter_context(User(domain))
+        start = stack.enter_context(NodeStarter(domain, Path()))
         soak = Soak(options, user, start)
-        soak.run()
-        report = soak.report()
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+        try:
+            soak.run()
+        finally:
+            report = soak.report()
+            text = json.dumps(report, indent=1)
+            print(text)
+            if options.out:
+                options.out.write_text(text + "\n")
+                options.out.with_suffix(".node.log").write_text(soak.everything_said())
     judged = [p for p in report["processes"] if p["minutes"] >= JUDGED_MINUTES]
     grown = max((p["MiB per hour"] for p in judged), default=0.0)
-    return int(bool(report["missed"]) or grown > GROWTH_MIB_PER_HOUR)
+    failed = report["missed"] or report["ended by themselves"] or report["unexpected tracebacks"]
+    return int(bool(failed) or grown > GROWTH_MIB_PER_HOUR)
 
 
 if __name__ == "__main__":
