@@ -13,83 +13,25 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
 from omnistream_ros.msg import StreamStatus
+from omnistream_ros.nodes.camera_settings import CameraSettings
 from omnistream_ros.nodes.frames import OdometryFrame
 from omnistream_ros.nodes.image_checks import BadImageError
-from omnistream_ros.nodes.image_input import ImageInput, InputSettings
+from omnistream_ros.nodes.image_input import ImageInput
 from omnistream_ros.nodes.inbox import Inbox, PendingImage
 from omnistream_ros.nodes.lifecycle import ManagedNode
 from omnistream_ros.nodes.output_messages import ModelFacts, SourceFacts
-from omnistream_ros.nodes.outputs import OutputPublishers, OutputSettings
-from omnistream_ros.nodes.perception_parameters import PerceptionParameters
-from omnistream_ros.nodes.point_clouds import CloudSettings
+from omnistream_ros.nodes.outputs import OutputPublishers
 from omnistream_ros.nodes.scale_inputs import ScaleInputs
+from omnistream_ros.nodes.silence_watch import SilenceWatch
 from omnistream_ros.nodes.statistics import Snapshot, StreamStatistics
+from omnistream_ros.nodes.stream_place import PlaceKeeper, StreamPlace, status_message
 from omnistream_ros.stream.frame import Frame
 from omnistream_ros.stream.metric_scale import MetricScale, ScaleState
-from omnistream_ros.stream.result import Outputs, Pose, StreamResult, Tracking
+from omnistream_ros.stream.result import Outputs, StreamResult
 from omnistream_ros.stream.streams import Streams
-
-_REPEAT_S = 5.0
-_LOOK_AGAIN_S = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class CameraSettings:
-    """The parameters of one camera, as they are for one frame."""
-
-    input: InputSettings
-    output: OutputSettings
-    camera_height: float
-    target_rate: float
-    stall_timeout: float
-
-
-def camera_settings(wish: PerceptionParameters) -> CameraSettings:
-    """The settings that parameters ask for."""
-    return CameraSettings(
-        input=InputSettings(
-            transport=wish.input_transport,
-            qos=wish.image_qos,
-            rectified=wish.rectified,
-            rectify=wish.rectify,
-            stamps=wish.stamps,
-            camera_info_timeout=wish.camera_info_timeout,
-            source_timeout=wish.source_timeout,
-        ),
-        output=OutputSettings(
-            depth_encoding=wish.depth_encoding,
-            cloud=CloudSettings(
-                stride=wish.points_stride,
-                max_range=wish.points_max_range,
-                min_confidence=wish.points_min_confidence,
-                organized=wish.points_organized,
-            ),
-            publish_tf=wish.publish_tf,
-            path_length=wish.path_length,
-            features=wish.feature_keys,
-            feature_dtype=wish.feature_dtype,
-        ),
-        camera_height=wish.camera_height,
-        target_rate=wish.target_rate,
-        stall_timeout=wish.stall_timeout,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class StreamPlace:
-    """Where the stream stands after its newest frame."""
-
-    header: Header = dataclasses.field(default_factory=Header)
-    epoch: int = 0
-    frame_index: int = 0
-    epoch_reason: str = ""
-    context_frames: int = 0
-    metric: bool | None = None
-    tracking: Tracking | None = None  # None while no pose is wanted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,17 +91,16 @@ class Camera:
         self._publishers = OutputPublishers(
             node, model, f"~/{name}/" if name else "~/", modes, on_tf=on_tf
         )
+        self._keeper = PlaceKeeper(self._tell)
         self._reset = threading.Event()
         self._begin()
 
     def _begin(self) -> None:
-        self.place = StreamPlace()
+        self._keeper.restart()
         self._input: ImageInput | None = None
+        self._silence: SilenceWatch | None = None
         self._statistics = StreamStatistics()
         self._odometry: OdometryFrame | None = None
-        self._lost_told_s = -_REPEAT_S
-        self.silence = ""  # why no usable image comes, in words, while none does
-        self._explained_s = 0.0
         self._reset.clear()
 
     # --- from the node ---
@@ -179,6 +120,7 @@ class Camera:
             self._statistics,
             lambda: self._settings().input,
         )
+        self._silence = SilenceWatch(self._input, self._statistics, self._node.get_logger().warning)
 
     def close_input(self) -> None:
         """Stop receiving."""
@@ -189,7 +131,7 @@ class Camera:
         """The stream has ended, in this state of StreamStatus; no frame is in work any more."""
         if self._input is not None:
             self.publish_state(state)
-        self._input = None
+        self._input = self._silence = None
 
     def destroy(self) -> None:
         """Take the publishers off the node."""
@@ -210,6 +152,16 @@ class Camera:
     def paused(self) -> bool:
         """Whether images are counted and not used."""
         return self._input is not None and self._input.paused
+
+    @property
+    def place(self) -> StreamPlace:
+        """Where the stream stands after its newest frame."""
+        return self._keeper.place
+
+    @property
+    def silence(self) -> str:
+        """Why no usable image comes, in words, while none does."""
+        return self._silence.reason if self._silence is not None else ""
 
     @property
     def settings(self) -> CameraSettings:
@@ -255,38 +207,14 @@ class Camera:
         Args:
             busy: the model is at work on some image; then a lack of results is no lack of images.
         """
-        if self._input is None:
+        if self._silence is None:
             return
         if self.paused:
             self.publish_state(StreamStatus.PAUSED)
             return
-        idle_s = self._statistics.idle_s()
-        arriving = self._statistics.silent_s() <= self.stall_timeout
-        silent = not (busy and arriving) and idle_s > self.stall_timeout
-        if self._statistics.counts()[1] == 0:
-            self.publish_state(StreamStatus.WAITING)
-        elif silent:
-            self.publish_state(StreamStatus.STALLED)
-        if silent:
-            self._explain(self._input, idle_s)
-        else:
-            self.silence = ""
-
-    def _explain(self, images: ImageInput, idle_s: float) -> None:
-        """Say why no usable image comes; again when the reason changes."""
-        now = time.monotonic()
-        if now - self._explained_s < _LOOK_AGAIN_S:
-            return  # looking through a large graph takes its time
-        self._explained_s = now
-        if self._statistics.silent_s() > self.stall_timeout:
-            why = images.explain_silence()
-        else:
-            why = "images arrive and none can be used: the reasons are in the log and in ~/status"
-        if why != self.silence:
-            self.silence = why
-            self._node.get_logger().warning(
-                f"no usable image on '{images.topic}' for {idle_s:.1f} s: {why}"
-            )
+        state = self._silence.look(self.stall_timeout, busy=busy)
+        if state is not None:
+            self.publish_state(state)
 
     def publish_state(self, state: int) -> None:
         """Publish a StreamStatus that belongs to no frame."""
@@ -373,7 +301,7 @@ class Camera:
             work.settings.camera_height,
         )
         result = self._scale.apply(result, evidence)
-        self._remember(work.source.header, result)
+        self._keeper.move(work.source.header, result)
         self._publishers.publish(result, work.source, work.settings.output, self._odometry)
         end = time.monotonic()
         timings = {
@@ -389,64 +317,20 @@ class Camera:
             self._status(StreamStatus.STREAMING, timings_ms, latency_ms)
         )
 
-    def _remember(self, header: Header, result: StreamResult) -> None:
-        reason = self.place.epoch_reason
-        if result.epoch_reason is not None:
-            reason = result.epoch_reason.value
-            self._tell(f"epoch {result.epoch} begins ({reason.replace('_', ' ')})")
-        self.place = StreamPlace(
-            header=header,
-            epoch=result.epoch,
-            frame_index=result.frame_index,
-            epoch_reason=reason,
-            context_frames=result.context_frames,
-            metric=result.metric,
-            tracking=self._tracking(result.pose),
-        )
-
-    def _tracking(self, pose: Pose | None) -> Tracking | None:
-        """How the camera could be followed; says so when not at all, but not all the time."""
-        if pose is None or pose.tracked:
-            return None if pose is None else pose.tracking
-        now = time.monotonic()
-        if self.place.tracking is not Tracking.LOST and now - self._lost_told_s > _REPEAT_S:
-            self._lost_told_s = now
-            self._tell(
-                "the camera's motion cannot be followed (no texture, blur, or something in front "
-                "of the lens): the pose is a guess until it can"
-            )
-        return Tracking.LOST
-
     def _tell(self, text: str) -> None:
         whose = f"{self.name}: " if self.name else ""
         self._node.get_logger().info(whose + text)
 
     def _status(self, state: int, timings_ms: dict[str, float], latency_ms: float) -> StreamStatus:
-        place = self.place
-        received, processed, drops = self._statistics.counts()
-        scale = self.scale_state()
-        return StreamStatus(
-            header=place.header,
-            stream_id=self.stream_id,
-            state=state,
-            epoch=place.epoch,
-            frame_index=place.frame_index,
-            epoch_reason=place.epoch_reason,
-            tracking=place.tracking.value if place.tracking is not None else "",
-            context_frames=place.context_frames,
+        return status_message(
+            self.stream_id,
+            state,
+            self.place,
+            self._statistics.counts(),
+            timings_ms,
+            latency_ms,
+            self._model,
+            self.scale_state(),
             context_capacity=self._streams.context_capacity,
             cache_bytes=self._streams.cache_bytes(self.name),
-            frames_received=received,
-            frames_processed=processed,
-            drop_reasons=list(drops),
-            drop_counts=list(drops.values()),
-            stage_names=list(timings_ms),
-            stage_ms=list(timings_ms.values()),
-            latency_ms=latency_ms,
-            metric=bool(place.metric),
-            scale_source=scale.source,
-            scale_status=scale.status.value,
-            scale_factor=scale.factor,
-            model_name=self._model.name,
-            weights_sha256=self._model.sha256,
         )

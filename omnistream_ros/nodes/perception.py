@@ -25,7 +25,8 @@ from tf2_msgs.msg import TFMessage
 from omnistream_ros.msg import StreamStatus
 from omnistream_ros.nodes import bond
 from omnistream_ros.nodes.bond import Bond
-from omnistream_ros.nodes.camera import Camera, CameraSettings, camera_settings
+from omnistream_ros.nodes.camera import Camera
+from omnistream_ros.nodes.camera_settings import CameraSettings, camera_settings
 from omnistream_ros.nodes.diagnostics import Diagnostics, Report
 from omnistream_ros.nodes.frames import OdometryFrame, StaticTree
 from omnistream_ros.nodes.inbox import Inbox

@@ -13,9 +13,10 @@ from rcl_interfaces.srv import GetParameters
 from rclpy.parameter import parameter_value_to_python
 from ros_processes import NODE, NodeStarter, User
 
+from omnistream_ros.nodes.camera_parameters import parse_feature
 from omnistream_ros.nodes.image_checks import Drop
 from omnistream_ros.nodes.parameters import Change
-from omnistream_ros.nodes.perception_parameters import PerceptionParameters, parse_feature
+from omnistream_ros.nodes.perception_parameters import PerceptionParameters
 from omnistream_ros.stream.result import FeatureKey, FeatureKind
 
 ROOT = Path(__file__).resolve().parents[2]
