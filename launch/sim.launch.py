@@ -23,8 +23,7 @@ from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
-from omnistream_ros.action.policy_file import open_policy_file
-from omnistream_ros.evaluation.live_simulation import limits_of
+from omnistream_ros.evaluation.live_simulation import acting, perception_parameters
 from omnistream_ros.evaluation.policy_trials import SHIPPED
 from omnistream_ros.simulation.tasks import DEFAULT
 
@@ -43,7 +42,25 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "policy",
                 default_value=str(SHIPPED),
-                description="An .onnx file of `omnistream train-policy`.",
+                description="An .onnx file of `omnistream train-policy`, ws://HOST:PORT of an "
+                "openpi server, or scripted.",
+            ),
+            DeclareLaunchArgument(
+                "horizon",
+                default_value="8",
+                description="openpi and scripted: actions in a chunk, one a frame.",
+            ),
+            DeclareLaunchArgument(
+                "features",
+                default_value="",
+                description="openpi: features that the server is sent, LAYER:KIND[:normed]; "
+                "empty: the image.",
+            ),
+            DeclareLaunchArgument(
+                "script",
+                default_value="",
+                description="scripted: where the axes shall be when, SECONDS: NUMBERS; ...; empty: "
+                "to and fro.",
             ),
             DeclareLaunchArgument(
                 "model", default_value="omnistream-nano", description="Of the perception node."
@@ -78,34 +95,27 @@ def _start(context: LaunchContext) -> list:
             emulate_tty=True,
         )
 
-    _, facts = open_policy_file(argument("policy"))
-    perception = node(
-        "omnistream_perception",
-        {
-            "use_sim_time": True,
-            "autostart": True,
-            "model": argument("model"),
-            "features": [feature.key for feature in facts.features] or [""],
-        },
-        [],
+    tasks = argument("tasks").split()
+    act = acting(
+        argument("policy"),
+        tasks,
+        horizon=int(argument("horizon")),
+        features=argument("features").split(),
+        script=[entry.strip() for entry in argument("script").split(";") if entry.strip()],
     )
-    action = node(
-        "omnistream_action",
-        {
-            "use_sim_time": True,
-            "policy": argument("policy"),
-            "dry_run": False,
-            **limits_of(facts.action),
-        },
-        [],
-    )
+    perception = []
+    if act.features:
+        told = perception_parameters(argument("model"), act)
+        perception = [node("omnistream_perception", told, [])]
+    action = node("omnistream_action", act.parameters, [])
     simulator = node(
         "omnistream_simulator",
         {
-            "tasks": argument("tasks").split(),
+            "tasks": tasks,
             "attempts": int(argument("attempts")),
             "instruction": argument("instruction"),
             "speed": float(argument("speed")),
+            **({} if perception else {"perception": ""}),
         },
         [
             (f"command/{kind}", f"omnistream_action/command/{kind}")
@@ -115,7 +125,7 @@ def _start(context: LaunchContext) -> list:
     over = OnProcessExit(
         target_action=simulator, on_exit=[EmitEvent(event=Shutdown(reason="all attempts made"))]
     )
-    return [*_shared_memory(context), RegisterEventHandler(over), perception, action, simulator]
+    return [*_shared_memory(context), RegisterEventHandler(over), *perception, action, simulator]
 
 
 def _shared_memory(context: LaunchContext) -> list:

@@ -31,6 +31,8 @@ from omnistream_ros.action.safety import (
 )
 from omnistream_ros.action.spaces import ActionSpec
 
+#: Said to who gives an instruction to a policy that has no use for it.
+READS_NO_INSTRUCTION = "this policy reads no instruction"
 _NS = 1_000_000_000
 _POLICYS_FAULT = (Drop.CHUNK_SHAPE, Drop.CHUNK_NOT_FINITE, Drop.CHUNK_LATE)
 
@@ -135,7 +137,7 @@ class Controller:
         with self._lock:
             if not self._gate.needs.instruction:
                 self.drops.add(Drop.INSTRUCTION_UNUSED)
-                return Drop.INSTRUCTION_UNUSED, "this policy reads no instruction"
+                return Drop.INSTRUCTION_UNUSED, READS_NO_INSTRUCTION
             said = self._gate.instruction
             before = said.text
             drop = said.offer(text, now_ns)

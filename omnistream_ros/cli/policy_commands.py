@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands around policies and the simulator: `train-policy`, `try-policy`, `simulate`."""
+"""Commands around policies and the simulator: train, try, serve a policy; close the loop."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from omnistream_ros.cli.arguments import add_command, count, positive
 def declare(commands: Any) -> None:
     _declare_train(commands)
     _declare_try(commands)
+    _declare_serve(commands)
     _declare_simulate(commands)
 
 
@@ -127,6 +128,38 @@ def _run_try(options: argparse.Namespace) -> None:
     print(text)
 
 
+def _declare_serve(commands: Any) -> None:
+    command = add_command(
+        commands, "serve-policy", _run_serve, "answer as an openpi server with an ONNX policy"
+    )
+    command.add_argument("policy", nargs="?", type=Path, help="default: the shipped one")
+    command.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    command.add_argument("--port", type=int, default=8000, help="default: %(default)s")
+    command.add_argument("--state-key", default="observation/state", help="default: %(default)s")
+
+
+def _run_serve(options: argparse.Namespace) -> None:
+    import threading
+
+    from omnistream_ros.action.onnx_policy import OnnxPolicy
+    from omnistream_ros.action.policy_server import PolicyServer
+    from omnistream_ros.evaluation.policy_trials import SHIPPED
+    from omnistream_ros.model.sentence_encoder import installed_encoder
+
+    policy = OnnxPolicy(options.policy or SHIPPED)
+    encoder = installed_encoder() if policy.needs.embedding else None
+    server = PolicyServer(
+        policy,
+        (lambda text: encoder([text])[0].numpy()) if encoder else None,
+        host=options.host,
+        port=options.port,
+        state_key=options.state_key,
+    )
+    with server:
+        print(f"policy {policy.name} answers on {server.uri}", flush=True)
+        threading.Event().wait()  # until Ctrl-C
+
+
 def _declare_simulate(commands: Any) -> None:
     command = add_command(
         commands,
@@ -135,7 +168,31 @@ def _declare_simulate(commands: Any) -> None:
         "close the loop on real topics: simulator, perception and action node, success by task",
     )
     _add_tasks(command)
-    command.add_argument("--policy", type=Path, help="default: the shipped one")
+    command.add_argument(
+        "--policy",
+        help="an .onnx file, ws://HOST:PORT of an openpi server, or `scripted` (default: the "
+        "shipped one)",
+    )
+    command.add_argument(
+        "--horizon",
+        type=count,
+        default=8,
+        help="openpi and scripted: actions in a chunk, one a frame (default: %(default)s)",
+    )
+    command.add_argument(
+        "--features",
+        nargs="+",
+        metavar="KEY",
+        default=[],
+        help="openpi: send these features, LAYER:KIND[:normed], instead of the image",
+    )
+    command.add_argument(
+        "--script",
+        nargs="+",
+        metavar="SECONDS: NUMBERS",
+        default=[],
+        help="scripted: where the axes shall be when (default: to and fro)",
+    )
     command.add_argument("--model", default="omnistream-nano", help="default: %(default)s")
     command.add_argument(
         "--attempts", type=count, default=10, help="at each task (default: %(default)s)"
@@ -158,7 +215,10 @@ def _run_simulate(options: argparse.Namespace) -> None:
     from omnistream_ros.simulation.success import table
 
     run = SimulationRun(
-        policy=options.policy or SHIPPED,
+        policy=options.policy or str(SHIPPED),
+        horizon=options.horizon,
+        features=tuple(options.features),
+        script=tuple(options.script),
         tasks=_tasks(options),
         attempts=options.attempts,
         model=options.model,

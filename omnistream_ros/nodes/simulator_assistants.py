@@ -13,6 +13,7 @@ from rclpy.client import Client
 from rclpy.node import Node
 from std_srvs.srv import Trigger
 
+from omnistream_ros.action.controller import READS_NO_INSTRUCTION
 from omnistream_ros.nodes.process import RefusedToStartError
 from omnistream_ros.nodes.simulator_parameters import SimulatorParameters
 from omnistream_ros.srv import SetInstruction
@@ -60,7 +61,7 @@ class Assistants:
             self._demand(self._change, _transition(Transition.TRANSITION_ACTIVATE), "activate")
         if self._instruct is not None:
             request = SetInstruction.Request(instruction=instruction)
-            self._demand(self._instruct, request, "take the instruction")
+            self._demand(self._instruct, request, "take the instruction", READS_NO_INSTRUCTION)
 
     def end(self) -> None:
         """The attempt is over: nobody commands while the table is reset."""
@@ -101,10 +102,13 @@ class Assistants:
                 raise RefusedToStartError(f"{client.srv_name} cannot {what}: {words}")
             self._stopped.wait(0.5)
 
-    def _demand(self, client: Client, request: Any, what: str) -> None:
+    def _demand(self, client: Client, request: Any, what: str, excuse: str = "") -> None:
+        """Call; refused is an error, unless with the words of `excuse`."""
         answer = self._call(client, request)
         if answer is not None and not answer.success:
             words = getattr(answer, "message", "") or "it refuses"
+            if words == excuse:
+                return
             raise RefusedToStartError(f"{client.srv_name} cannot {what}: {words}")
 
     def _call(self, client: Client, request: Any) -> Any:
