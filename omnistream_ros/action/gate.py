@@ -143,8 +143,11 @@ class InputGate:
         stamp_ns, limit = self._joints.oldest_ns(self._required), settings.proprioception_timeout
         if stamp_ns is None:
             missing = [name for name in self._joints.missing if name in self._required]
-            heard = ", ".join(self._joints.heard) or "nothing"
-            words = f"no position of {', '.join(missing)}; the last message told of {heard}"
+            words = f"no position of {', '.join(missing)}"
+            if self._joints.heard:
+                words += f"; the last message told of {', '.join(self._joints.heard)}"
+            else:
+                words += ": nothing was heard on joint_states"
             return Reason.NO_PROPRIOCEPTION, self._explained(words, _JOINTS)
         age_s = (now_ns - stamp_ns) / _NS
         if age_s <= limit:

@@ -16,7 +16,7 @@ The entry ``omnistream_policy`` of the file's ``metadata_props`` is JSON::
 ``proprioception`` and ``instruction`` may be null. All inputs are float32 with a leading batch of
 one: features (1, *shape), proprioception (1, n), instruction (1, width); the output is
 (1, horizon, actions). ``key`` is LAYER:KIND or LAYER:KIND:normed, LAYER a block from 0. The shape
-of a kind: patch [rows, columns, width], register [4, width], cls and camera [width].
+of a kind: patch [rows, columns, width], register [4, width], cls, camera and pooled [width].
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ METADATA_KEY = "omnistream_policy"
 FORMAT = 1
 SENTENCE_ENCODER = "all-MiniLM-L6-v2"
 SENTENCE_WIDTH = 384
-_DIMENSIONS = {"patch": 3, "register": 2, "cls": 1, "camera": 1}
-_KEY = re.compile(rf"(\d{{1,3}}):({'|'.join(_DIMENSIONS)})(:normed)?")
+_DIMENSIONS = {"patch": 3, "register": 2, "cls": 1, "camera": 1, "pooled": 1}
+_LAST = -1  # of the blocks, whichever that is
+_KEY = re.compile(rf"(\d{{1,3}}|{_LAST}):({'|'.join(_DIMENSIONS)})(:normed)?")
 
 
 def check_feature_key(text: str) -> None:
@@ -43,10 +44,16 @@ def check_feature_key(text: str) -> None:
     Raises:
         ValueError: with the right form.
     """
-    if _KEY.fullmatch(text) is None:
+    match = _KEY.fullmatch(text)
+    if match is None:
         raise ValueError(
             f"feature key {text!r} must be LAYER:KIND or LAYER:KIND:normed, LAYER a block from 0 "
             f"and KIND one of {', '.join(_DIMENSIONS)}"
+        )
+    if int(match[1]) == _LAST and match[3] is None:
+        raise ValueError(
+            f"feature key {text!r}: a tensor does not say whether its block is the last, unless it "
+            f"is normed; give the number of the block, or '{text}:normed'"
         )
 
 
@@ -68,7 +75,7 @@ class FeatureInput:
 
     @property
     def layer(self) -> int:
-        """Transformer block, from 0."""
+        """Transformer block, from 0; -1: the last."""
         return int(self._parts()[1])
 
     @property
@@ -81,6 +88,11 @@ class FeatureInput:
         """After the final LayerNorm."""
         return self._parts()[3] is not None
 
+    def is_in(self, layer: int, kind: str, normed: bool) -> bool:
+        """Whether that tensor is this one; only the last block's features are ever normed."""
+        wanted = layer if self.layer == _LAST else self.layer
+        return (wanted, self.kind, self.normed) == (layer, kind, normed)
+
     def faults(self) -> list[str]:
         """What is wrong with it."""
         try:
@@ -88,6 +100,8 @@ class FeatureInput:
         except ValueError as error:
             return [str(error)]
         faults = [] if self.stream else [f"feature {self.key!r} names no stream"]
+        if self.layer == _LAST:
+            faults.append(f"feature {self.key!r}: a file gives the number of the block")
         dimensions = _DIMENSIONS[self.kind]
         if len(self.shape) != dimensions or min(self.shape) < 1:
             faults.append(

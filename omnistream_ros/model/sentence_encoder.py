@@ -26,6 +26,7 @@ _HEADS = 12
 _LAYERS = 6
 _EPS = 1e-12
 _LONGEST = 256  # tokens, as the published model is used
+_REMEMBERED = 4096  # sentences, 8 MB; a robot may be told something new all day
 
 
 class SentenceEncoderError(RuntimeError):
@@ -56,11 +57,15 @@ class SentenceEncoder:
         self._known: dict[str, Tensor] = {}
 
     def __call__(self, sentences: Sequence[str]) -> Tensor:
-        """Unit vectors (len(sentences), 384) float32; each sentence is computed once."""
+        """Unit vectors (len(sentences), 384) float32; the last few thousand are remembered."""
+        found = []
         for sentence in sentences:
-            if sentence not in self._known:
-                self._known[sentence] = self._encode(sentence)
-        return torch.stack([self._known[sentence] for sentence in sentences])
+            vector = self._known.pop(sentence, None)
+            found.append(self._encode(sentence) if vector is None else vector)
+            self._known[sentence] = found[-1]  # now the newest
+            if len(self._known) > _REMEMBERED:
+                del self._known[next(iter(self._known))]
+        return torch.stack(found)
 
     def tokens(self, sentence: str) -> list[int]:
         """WordPiece ids with [CLS] and [SEP], as BERT's uncased tokenizer makes them."""

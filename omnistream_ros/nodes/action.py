@@ -249,9 +249,11 @@ class ActionNode(ManagedNode):
         return response
 
     def _on_clear_stop(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        latched = self._stop.latched
         refused = self._stop.clear(self._now_ns(), self.parameters.stop_heartbeat)
         response.success = not refused
-        response.message = refused or "cleared; the robot goes on with the policy's next answer"
+        cleared = "cleared; the robot goes on with the policy's next answer"
+        response.message = refused or (cleared if latched else "it was not set")
         self.get_logger().warning(f"emergency stop: {response.message}")
         self._publish_status()
         return response

@@ -41,7 +41,7 @@ class FeatureStream:
         self, stream: str, wanted: Sequence[FeatureInput], sha256: str, controller: Controller
     ) -> None:
         self._stream = stream
-        self._wanted = {(f.layer, f.kind, f.normed): f for f in wanted}
+        self._wanted = tuple(wanted)
         self._sha256 = sha256
         self._controller = controller
         self._origin: Origin | None = None  # of the frame that is being put together
@@ -62,10 +62,11 @@ class FeatureStream:
                 f"features come from {message.model_name!r} with weights "
                 f"{message.weights_sha256[:12]}, the policy was trained on {self._sha256[:12]}",
             )
-        feature = self._wanted.get((message.layer, kind, bool(message.normed)))
+        asked = (f for f in self._wanted if f.is_in(message.layer, kind, bool(message.normed)))
+        feature = next(asked, None)
         if feature is None:  # somebody else's
             if self._origin is None:
-                wanted = ", ".join(f.key for f in self._wanted.values())
+                wanted = ", ".join(f.key for f in self._wanted)
                 self._refuse(Drop.OTHER_FEATURE, f"{key} came, the policy reads {wanted}")
             return False
         try:
@@ -86,9 +87,7 @@ class FeatureStream:
     ) -> bool:
         if origin != self._origin:
             if self._tensors:
-                missing = [
-                    f.key for f in self._wanted.values() if (f.stream, f.key) not in self._tensors
-                ]
+                missing = [f.key for f in self._wanted if (f.stream, f.key) not in self._tensors]
                 self._refuse(Drop.FRAME_INCOMPLETE, f"a frame came without {', '.join(missing)}")
             self._origin, self._tensors = origin, {}
         self._tensors[feature.stream, feature.key] = values

@@ -99,7 +99,8 @@ class ActionParameters:
     )
     features: tuple[str, ...] = option(
         (),
-        "Not for .onnx files: feature tensors that the policy reads, STREAM: LAYER:KIND[:normed].",
+        "Not for .onnx files: feature tensors that the policy reads, STREAM: LAYER:KIND[:normed]; "
+        "LAYER from 0, or -1 for the last block, normed.",
         check=named_values.check(check_feature_key),
         change=_CONFIGURE,
     )

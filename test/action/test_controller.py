@@ -30,6 +30,7 @@ def test_nothing_is_commanded_before_everything_is_there() -> None:
     rig = Rig()
     assert rig.tick() is None
     assert rig.controller.decision.reason is Reason.NO_PROPRIOCEPTION
+    assert rig.controller.decision.detail.endswith("nothing was heard on joint_states")
     rig.feel()
     assert rig.tick() is None
     assert rig.controller.decision.reason is Reason.NO_FEATURES

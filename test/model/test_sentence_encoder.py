@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_models import TINY, lively
 
-from omnistream_ros.model import load_model, save_model
+from omnistream_ros.model import load_model, save_model, sentence_encoder
 from omnistream_ros.model.checkpoint import ModelCard
 from omnistream_ros.model.sentence_encoder import (
     WIDTH,
@@ -45,6 +45,27 @@ def test_tokens_are_those_of_bert(encoder: SentenceEncoder) -> None:
     assert encoder.tokens("unaffable")[1:-1] == [14477, 20961, 3468]  # un ##aff ##able
     assert encoder.tokens("\u2603\u2603")[1:-1] == [100]  # nothing known of it
     assert len(encoder.tokens("word " * 1000)) == 256
+
+
+def test_it_remembers_the_last_sentences_and_no_more(
+    encoder: SentenceEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[str] = []
+
+    def encode(sentence: str) -> torch.Tensor:
+        computed.append(sentence)
+        return torch.full((WIDTH,), float(len(sentence)))
+
+    monkeypatch.setattr(sentence_encoder, "_REMEMBERED", 3)
+    monkeypatch.setattr(encoder, "_known", {})
+    monkeypatch.setattr(encoder, "_encode", encode)
+    vectors = encoder(["a", "bb", "a", "ccc", "dddd", "eeeee"])  # more than it remembers
+    assert vectors[:, 0].tolist() == [1, 2, 1, 3, 4, 5]
+    assert computed == ["a", "bb", "ccc", "dddd", "eeeee"]
+    encoder(["ccc", "a"])
+    assert computed[5:] == ["a"]
+    encoder(["ccc", "dddd"])  # ccc was used later than dddd
+    assert computed[6:] == ["dddd"]
 
 
 def test_missing_or_broken_files_say_what_to_install(

@@ -67,6 +67,15 @@ def test_a_frame_is_complete_with_its_last_tensor(
     assert listener.refused == []
 
 
+def test_the_last_block_needs_no_number(listener: Listener) -> None:
+    last = FeatureInput("camera", "-1:patch:normed", (2, 3, 4), "a")
+    stream = FeatureStream("camera", [last], "", listener)  # type: ignore[arg-type]
+    raw = FeatureInput("camera", "23:patch", (2, 3, 4), "")
+    assert not stream.hear(_message(raw, 1), 0)  # whether that is the last one it does not say
+    assert stream.hear(_message(FeatureInput("camera", "23:patch:normed", (2, 3, 4), ""), 1), 0)
+    assert [set(frame) for frame in listener.frames] == [{("camera", "-1:patch:normed")}]
+
+
 def test_tensors_of_two_frames_are_never_mixed(stream: FeatureStream, listener: Listener) -> None:
     patches, cls = WANTED
     stream.hear(_message(patches, 1), 0)

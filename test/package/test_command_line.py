@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -151,3 +152,23 @@ def test_a_spawned_process_does_not_run_the_command_again(
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(program), run_name="__main__")
     assert end.value.code == 0
+
+
+def test_ctrl_c_while_it_is_still_importing_ends_it_without_a_word(tmp_path: Path) -> None:
+    text = (ROOT / "resource" / "program.py.in").read_text()
+    (tmp_path / "slow.py").write_text("print('importing', flush=True); import time; time.sleep(60)")
+    (tmp_path / "quick.py").write_text(
+        "import signal\ndef main(): print(signal.getsignal(signal.SIGINT).__name__)"
+    )
+    for module in ("slow", "quick"):
+        (tmp_path / f"{module}_program.py").write_text(text.replace("@MODULE@", module))
+    command = [sys.executable, str(tmp_path / "slow_program.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"importing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == (b"", b"")
+    assert process.returncode == -signal.SIGINT
+    # Afterwards it is Python's again: some programs do something about it.
+    done = subprocess.run([sys.executable, str(tmp_path / "quick_program.py")], capture_output=True)
+    assert done.stdout == b"default_int_handler\n"
