@@ -144,6 +144,13 @@ def _declare_play(commands: Any) -> None:
         help="frame of the images (default: %(default)s)",
     )
     command.add_argument(
+        "--transport",
+        choices=("raw", "compressed"),
+        default="raw",
+        help="compressed: send JPEGs, on the topic with /compressed behind the name, for a node "
+        "with input_transport: compressed",
+    )
+    command.add_argument(
         "--wait",
         type=float,
         default=60.0,
@@ -161,6 +168,7 @@ def _run_play(options: argparse.Namespace) -> int:
     report = play(
         recording.frames(),
         frame_id=options.frame_id,
+        transport=options.transport,
         speed=options.speed,
         wait_s=options.wait,
         ros_args=["--ros-args", *options.ros_args],

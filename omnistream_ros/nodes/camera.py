@@ -21,6 +21,7 @@ from omnistream_ros.nodes.frames import OdometryFrame
 from omnistream_ros.nodes.image_checks import BadImageError
 from omnistream_ros.nodes.image_input import ImageInput
 from omnistream_ros.nodes.inbox import Inbox, PendingImage
+from omnistream_ros.nodes.lasting import LastingFault
 from omnistream_ros.nodes.lifecycle import ManagedNode
 from omnistream_ros.nodes.output_messages import ModelFacts, SourceFacts
 from omnistream_ros.nodes.outputs import OutputPublishers
@@ -91,6 +92,7 @@ class Camera:
         self._publishers = OutputPublishers(
             node, model, f"~/{name}/" if name else "~/", modes, on_tf=on_tf
         )
+        self._whose = f"{name}: " if name else ""  # in front of what the log says
         self._keeper = PlaceKeeper(self._tell)
         self._reset = threading.Event()
         self._begin()
@@ -101,6 +103,7 @@ class Camera:
         self._silence: SilenceWatch | None = None
         self._statistics = StreamStatistics()
         self._odometry: OdometryFrame | None = None
+        self._scale_watch = LastingFault(self._warn)
         self._reset.clear()
 
     # --- from the node ---
@@ -120,7 +123,7 @@ class Camera:
             self._statistics,
             lambda: self._settings().input,
         )
-        self._silence = SilenceWatch(self._input, self._statistics, self._node.get_logger().warning)
+        self._silence = SilenceWatch(self._input, self._statistics, self._warn)
 
     def close_input(self) -> None:
         """Stop receiving."""
@@ -176,7 +179,7 @@ class Camera:
     @property
     def scale_fault(self) -> str:
         """Why other sensors cannot say anything about the scale, in words."""
-        return self._scale_inputs.fault
+        return self._scale_inputs.trouble(self._scale.source)
 
     def hear_tf(self, message: TFMessage) -> None:
         """A message of /tf came: who else places which frame?"""
@@ -201,8 +204,8 @@ class Camera:
         """The parameter of that name."""
         return self._settings().stall_timeout
 
-    def watch_for_silence(self, *, busy: bool) -> None:
-        """Say so while no image comes; frames tell of themselves.
+    def watch(self, *, busy: bool) -> None:
+        """Say so while no image comes, or no scale; frames tell of themselves.
 
         Args:
             busy: the model is at work on some image; then a lack of results is no lack of images.
@@ -212,6 +215,11 @@ class Camera:
         if self.paused:
             self.publish_state(StreamStatus.PAUSED)
             return
+        trouble = "" if self._scale.known else self.scale_fault
+        self._scale_watch.look(
+            trouble and f"{self._whose}no scale from {self._scale.source}: {trouble}",
+            self.stall_timeout,
+        )
         state = self._silence.look(self.stall_timeout, busy=busy)
         if state is not None:
             self.publish_state(state)
@@ -246,6 +254,10 @@ class Camera:
         """Continue where ``state_dict`` was taken; ValueError if it belongs to another stream."""
         self._scale.load_state_dict(state["scale"])
         self._streams.load_state_dict(self.name, state["stream"])
+
+    def restored(self) -> None:
+        """The stream goes on from a state that was saved; between frames."""
+        self._keeper.restored()
 
     # --- from the thread that runs the model ---
 
@@ -318,8 +330,10 @@ class Camera:
         )
 
     def _tell(self, text: str) -> None:
-        whose = f"{self.name}: " if self.name else ""
-        self._node.get_logger().info(whose + text)
+        self._node.get_logger().info(self._whose + text)
+
+    def _warn(self, text: str) -> None:
+        self._node.get_logger().warning(text)
 
     def _status(self, state: int, timings_ms: dict[str, float], latency_ms: float) -> StreamStatus:
         return status_message(

@@ -133,6 +133,7 @@ class CameraParameters:
         high=1000.0,
         change=_CONFIGURE,
         own=True,
+        only_with=("scale", ("fixed",)),
     )
     camera_height: float = option(
         0.0,
@@ -141,6 +142,7 @@ class CameraParameters:
         high=1000.0,
         change=Change.ANY_TIME,
         own=True,
+        only_with=("scale", ("height",)),
     )
 
     resolution: str = option(

@@ -157,10 +157,16 @@ class ImageInput:
             self._patient = False
             self._node.get_logger().warning(
                 f"no camera_info for the {image.width}x{image.height} images on "
-                f"'{self._info_topic}' ({self._lenses.known_sizes()}): the field of view is "
+                f"'{self._info_topic}' ({self._why_no_camera_info()}): the field of view is "
                 "estimated and depth is not metric; remap `camera_info` to the camera's own"
             )
         return patience
+
+    def _why_no_camera_info(self) -> str:
+        if sizes := self._lenses.known_sizes():
+            return f"only one for {sizes}"
+        some = self._node.count_publishers(self._info_topic)
+        return "nothing came yet" if some else "nobody publishes it"
 
     def refuse(self, error: BadImageError) -> None:
         """Count and explain an image that cannot be used. Any thread."""

@@ -55,9 +55,8 @@ class Lenses:
         return (width, height) in self._lenses
 
     def known_sizes(self) -> str:
-        """The sizes for which a camera_info came, in words."""
-        sizes = ", ".join(f"{width}x{height}" for width, height in list(self._lenses))
-        return f"only one for {sizes}" if sizes else "none"
+        """The sizes for which a camera_info came, in words; empty without any."""
+        return ", ".join(f"{width}x{height}" for width, height in list(self._lenses))
 
     def learn(self, info: CameraInfo) -> str:
         """Take in a camera_info.

@@ -60,6 +60,7 @@ class ModelParameters:
         "For onnx and tensorrt: a file written by `omnistream export`; empty: exported once and "
         "kept in the user's cache folder.",
         change=_CONFIGURE,
+        only_with=("engine", ("onnx", "tensorrt", "auto")),
     )
     image_width: int = option(
         640,
@@ -114,6 +115,7 @@ class ModelParameters:
         low=1,
         high=256,
         change=_CONFIGURE,
+        only_with=("memory", ("window+memory",)),
     )
     keyframe_cell: int = option(
         2,
@@ -121,6 +123,7 @@ class ModelParameters:
         low=1,
         high=16,
         change=_CONFIGURE,
+        only_with=("memory", ("window+memory",)),
     )
     cache_megabytes: float = option(
         0.0,

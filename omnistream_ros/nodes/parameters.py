@@ -73,6 +73,7 @@ class _Option:
     choices: tuple[str, ...]
     check: Callable[[Any], object] | None
     own: bool
+    only_with: tuple[str, tuple[str, ...]] | None
 
 
 def option(
@@ -85,13 +86,15 @@ def option(
     choices: tuple[str, ...] = (),
     check: Callable[[Any], object] | None = None,
     own: bool = False,
+    only_with: tuple[str, tuple[str, ...]] | None = None,
 ) -> Any:
     """One parameter: a dataclass field whose type is that of ``default``.
 
     ``check`` gets the value and raises ``ValueError`` with the reason if it cannot be used.
     ``own``: each member of the group has one, too.
+    ``only_with``: name and values of another parameter without which nothing looks at this one.
     """
-    record = _Option(description, change, low, high, choices, check, own)
+    record = _Option(description, change, low, high, choices, check, own, only_with)
     return dataclasses.field(default=default, metadata={"option": record})
 
 
@@ -128,6 +131,28 @@ class ParameterSet(Generic[Values]):
     def of(self, member: str) -> Values:
         """The values for one member of the group; the common ones for the name ""."""
         return self._values_of[member] if member else self.values
+
+    def unused(self) -> list[str]:
+        """What was set though nothing looks at it, in words; it would be accepted and ignored."""
+        told = []
+        for field in self._fields.values():
+            if field.metadata["option"].only_with is None:
+                continue
+            other, wanted = field.metadata["option"].only_with
+            common = getattr(self.values, field.name)
+            everybody = [self.values, *self._values_of.values()]
+            idle = []
+            if common != field.default and all(getattr(v, other) not in wanted for v in everybody):
+                idle.append("")
+            for member, own in self._values_of.items():
+                if getattr(own, field.name) != common and getattr(own, other) not in wanted:
+                    idle.append(f"{member}.")
+            told += [
+                f"parameter '{prefix}{field.name}' is set and not used: that takes "
+                f"'{prefix}{other}' {' or '.join(wanted)}"
+                for prefix in idle
+            ]
+        return told
 
     def _declare_all(
         self, prefix: str, fields: Iterable[dataclasses.Field], defaults: object = None
@@ -212,9 +237,20 @@ class ParameterSet(Generic[Values]):
         for name in _overrides(self._node):
             if self._node.has_parameter(name) or name.startswith(_FOREIGN):
                 continue
-            near = difflib.get_close_matches(name, [*self._fields, *own], n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+            hint = self._no_member(name)
+            if not hint and (near := difflib.get_close_matches(name, [*self._fields, *own], n=1)):
+                hint = f"; did you mean '{near[0]}'?"
             self._node.get_logger().warning(f"parameter '{name}' is not known and is ignored{hint}")
+
+    def _no_member(self, name: str) -> str:
+        """What is wrong with a name that would be right for another member, or for all of them."""
+        member, dot, field = name.partition(".")
+        if not dot or field not in self._fields:
+            return ""
+        if not self._fields[field].metadata["option"].own:
+            return f": there is only one '{field}' for all"
+        present = ", ".join(self._values_of)
+        return f": there is no '{member}'" + (f", but {present}" if present else "")
 
 
 def _declare(node: Node, name: str, field: dataclasses.Field, default: Any) -> Any:

@@ -102,6 +102,8 @@ class PerceptionNode(ManagedNode):
     def set_up(self) -> None:
         wish = self.parameters
         names = wish.camera_names
+        for text in self._options.unused():
+            self.get_logger().warning(text)
         self._pose_camera = wish.pose_camera or names[0]
         if self._pose_camera not in names:
             raise TransitionRefusedError(
@@ -238,7 +240,7 @@ class PerceptionNode(ManagedNode):
         """Look for what does not come: images, and results of images."""
         busy_s = self._busy_s()
         for camera in self._cameras.values():
-            camera.watch_for_silence(busy=busy_s > 0.0)
+            camera.watch(busy=busy_s > 0.0)
         overdue = busy_s > self.parameters.stall_timeout
         if overdue and not self._overdue:
             self.get_logger().warning(

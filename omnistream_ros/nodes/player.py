@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import array
 import dataclasses
 import json
 import queue
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
+import cv2
 import numpy as np
 import rclpy
 from rclpy.duration import Duration
@@ -18,11 +21,12 @@ from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from omnistream_ros.nodes.distribution import byte_array
 from omnistream_ros.nodes.process import RefusedToStartError, tune_allocator
+from omnistream_ros.nodes.transports import TRANSPORTS
 from omnistream_ros.stream.frame import Frame, Intrinsics
 
 # The frame in work may be large; a reader that hangs is left behind.
@@ -32,6 +36,8 @@ _POLL_S = 0.02
 # Best-effort subscribers acknowledge nothing; without this the last images can die with the writer.
 _LINGER_S = 0.5
 _LATE_S = 0.02
+# As image_transport does unless told otherwise.
+_JPEG_QUALITY = 95
 
 
 @dataclasses.dataclass
@@ -64,17 +70,19 @@ def play(
     image_topic: str = "image",
     camera_info_topic: str = "camera_info",
     frame_id: str = "camera_optical_frame",
+    transport: str = "raw",
     speed: float = 1.0,
     wait_s: float = 60.0,
     ros_args: Sequence[str] | None = None,
 ) -> PlayReport:
-    """Publish ``frames`` as rgb8 images, each with a camera_info where the camera is known.
+    """Publish ``frames`` as images, each with a camera_info where the camera is known.
 
     Starts once somebody subscribes to the images; prints the report as one line of JSON at the end.
     A frame that comes too late from its reader is sent at once; none is left out. SIGINT and
     SIGTERM end it early, in order.
 
     Args:
+        transport: raw (rgb8), or compressed (JPEG, on the topic with /compressed behind the name).
         speed: 2.0 plays twice as fast; the stamps stay as recorded.
         wait_s: give up when nobody subscribed after so long.
 
@@ -97,10 +105,14 @@ def play(
     node = rclpy.create_node("omnistream_player")
     try:
         qos = QoSProfile(depth=10, reliability=QoSReliabilityPolicy.RELIABLE)
-        images = node.create_publisher(Image, image_topic, qos)
+        form = TRANSPORTS[transport]
+        # A suffix belongs to what the name is remapped to, as in image_transport.
+        topic = node.resolve_topic_name(image_topic) + form.suffix
+        images = node.create_publisher(form.kind, topic, qos)
         infos = node.create_publisher(CameraInfo, camera_info_topic, qos)
         _wait_for_subscriber(images, stop, wait_s)
-        report = _publish_all(_prefetched(frames, stop), images, infos, frame_id, speed, stop)
+        messages = _messages(_prefetched(frames, stop), frame_id, _MAKERS[transport])
+        report = _publish_all(messages, images, infos, speed, stop)
         images.wait_for_all_acked(Duration(seconds=2))
         stop.wait(_LINGER_S)
     finally:
@@ -122,33 +134,40 @@ def _wait_for_subscriber(images: Publisher, stop: threading.Event, wait_s: float
         if time.monotonic() > give_up:
             raise RefusedToStartError(
                 f"nobody subscribed to '{images.topic_name}' within {wait_s:.0f} s: activate the "
-                "perception node and check its `image` remapping and ROS_DOMAIN_ID"
+                "perception node and check its `image` remapping, its `input_transport` and "
+                "ROS_DOMAIN_ID"
             )
 
 
+def _messages(
+    frames: Iterable[Frame], frame_id: str, make: Callable[[np.ndarray, Header], Any]
+) -> Iterator[tuple[Frame, Any]]:
+    """Each frame with the message of its image."""
+    for frame in frames:
+        header = Header(frame_id=frame_id)
+        header.stamp.sec, header.stamp.nanosec = divmod(frame.stamp_ns, 1_000_000_000)
+        yield frame, make(frame.image, header)
+
+
 def _publish_all(
-    frames: Iterable[Frame],
+    messages: Iterable[tuple[Frame, Any]],
     images: Publisher,
     infos: Publisher,
-    frame_id: str,
     speed: float,
     stop: threading.Event,
 ) -> PlayReport:
     report = PlayReport()
     begin = now = time.monotonic()
-    for frame in frames:
+    for frame, image in messages:
         if report.frames == 0:
             begin = time.monotonic()
             report.first_stamp_ns = frame.stamp_ns
         due = begin + (frame.stamp_ns - report.first_stamp_ns) * 1e-9 / speed
-        header = Header(frame_id=frame_id)
-        header.stamp.sec, header.stamp.nanosec = divmod(frame.stamp_ns, 1_000_000_000)
-        image = image_message(frame.image, header)
         if stop.wait(max(0.0, due - time.monotonic())):
             return report
         now = time.monotonic()
         if frame.intrinsics is not None:
-            infos.publish(camera_info_message(frame.intrinsics, header))
+            infos.publish(camera_info_message(frame.intrinsics, image.header))
             report.with_camera_info += 1
         images.publish(image)
         report.frames += 1
@@ -206,6 +225,21 @@ def image_message(pixels: np.ndarray, header: Header) -> Image:
     image = Image(header=header, height=height, width=width, encoding="rgb8", step=3 * width)
     image.data = byte_array(np.ascontiguousarray(pixels))
     return image
+
+
+def compressed_message(pixels: np.ndarray, header: Header) -> CompressedImage:
+    """(H, W, 3) uint8 RGB pixels as a JPEG, named as image_transport names it."""
+    coded, data = cv2.imencode(
+        ".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
+    )
+    if not coded:
+        raise ValueError(f"an image of {pixels.shape[1]}x{pixels.shape[0]} cannot be a JPEG")
+    message = CompressedImage(header=header, format="rgb8; jpeg compressed bgr8")
+    message.data = array.array("B", data.tobytes())
+    return message
+
+
+_MAKERS = {"raw": image_message, "compressed": compressed_message}
 
 
 def camera_info_message(camera: Intrinsics, header: Header) -> CameraInfo:

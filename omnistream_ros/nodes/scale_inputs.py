@@ -64,19 +64,35 @@ class ScaleInputs:
         self._depths: collections.deque[Image] = collections.deque(maxlen=_DEPTHS)
         self._depth_camera: CameraInfo | None = None
         self.fault = ""  # why what was heard cannot be used, in words
-        self._subscriptions: list[Any] = []
+        self._subscriptions: dict[str, list[Any]] = {}  # by source
         if "odometry" in sources:
-            self._subscribe(Odometry, "scale/odometry", self._on_odometry)
-            self._subscribe(PoseStamped, "scale/pose", self._on_pose)
+            self._subscribe("odometry", Odometry, "scale/odometry", self._on_odometry)
+            self._subscribe("odometry", PoseStamped, "scale/pose", self._on_pose)
         if "range" in sources:
-            self._subscribe(LaserScan, "scale/scan", self._on_scan)
-            self._subscribe(Image, "scale/depth", self._on_depth)
-            self._subscribe(CameraInfo, "scale/depth/camera_info", self._on_depth_camera)
+            self._subscribe("range", LaserScan, "scale/scan", self._on_scan)
+            self._subscribe("range", Image, "scale/depth", self._on_depth)
+            topic = "scale/depth/camera_info"
+            self._subscribe("range", CameraInfo, topic, self._on_depth_camera)
+
+    def trouble(self, source: str) -> str:
+        """Why a stream whose scale comes from this source has none from it, in words. Any thread.
+
+        Empty while nothing stands in the way; what was observed is not looked at here.
+        """
+        if source not in ("height", *self._subscriptions):
+            return ""
+        heard = {"odometry": self._poses, "range": self._scans or self._depths}.get(source, True)
+        if heard or self.fault:
+            return self.fault
+        # What measures comes first, what belongs to it behind.
+        topics = [f"'{subscription.topic_name}'" for subscription in self._subscriptions[source]]
+        return f"nothing heard on {topics[0]} or {topics[1]}"
 
     def close(self) -> None:
         """Stop receiving."""
         while self._subscriptions:
-            self._node.destroy_subscription(self._subscriptions.pop())
+            for subscription in self._subscriptions.popitem()[1]:
+                self._node.destroy_subscription(subscription)
 
     def evidence(
         self, source: str, camera_frame: str, stamp_ns: int, camera_height: float
@@ -176,10 +192,9 @@ class ScaleInputs:
 
     # --- callbacks ---
 
-    def _subscribe(self, kind: type, topic: str, callback: Any) -> None:
-        self._subscriptions.append(
-            self._node.create_subscription(kind, topic, callback, qos_profile_sensor_data)
-        )
+    def _subscribe(self, source: str, kind: type, topic: str, callback: Any) -> None:
+        made = self._node.create_subscription(kind, topic, callback, qos_profile_sensor_data)
+        self._subscriptions.setdefault(source, []).append(made)
 
     def _on_odometry(self, message: Odometry) -> None:
         self._keep_pose(message.header, message.child_frame_id.lstrip("/"), message.pose.pose)

@@ -27,6 +27,7 @@ class SilenceWatch:
         self._statistics = statistics
         self._warn = warn
         self._looked_s = 0.0
+        self._lonely_s = time.monotonic()  # when nobody published last
         self.reason = ""  # why no usable image comes, in words, while none does
 
     def look(self, stall_timeout: float, *, busy: bool) -> int | None:
@@ -39,13 +40,22 @@ class SilenceWatch:
         idle_s = self._statistics.idle_s()
         arriving = self._statistics.silent_s() <= stall_timeout
         silent = not (busy and arriving) and idle_s > stall_timeout
-        if silent:
+        new = self._has_new_publisher(stall_timeout)
+        if silent and not new:
             self._explain(idle_s, stall_timeout)
         else:
             self.reason = ""
         if self._statistics.counts()[1] == 0:
             return StreamStatus.WAITING
         return StreamStatus.STALLED if silent else None
+
+    def _has_new_publisher(self, stall_timeout: float) -> bool:
+        """Whether somebody publishes, for less than the time that a camera may be silent."""
+        now = time.monotonic()
+        if not self._images.publishers():
+            self._lonely_s = now
+            return False
+        return now - self._lonely_s < stall_timeout
 
     def _explain(self, idle_s: float, stall_timeout: float) -> None:
         """Say why no usable image comes; again when the reason changes."""

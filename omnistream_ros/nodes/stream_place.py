@@ -46,6 +46,10 @@ class PlaceKeeper:
         self.place = StreamPlace()
         self._lost_told_s = -_REPEAT_S
 
+    def restored(self) -> None:
+        """The next frame goes on in the epoch of a saved stream."""
+        self.place = dataclasses.replace(self.place, epoch_reason="restore")
+
     def move(self, header: Header, result: StreamResult) -> None:
         """The result of a frame is there; ``header`` is that of its image."""
         reason = self.place.epoch_reason

@@ -50,11 +50,29 @@ class StreamServices:
         self._running = running
         self._describe = describe
         self._folder = folder
-        node.create_service(StreamState, "~/save_state", self._save)
-        node.create_service(StreamState, "~/restore_state", self._restore)
-        node.create_service(SetBool, "~/pause", self._pause)
-        node.create_service(SetScale, "~/set_scale", self._set_scale)
+        for kind, name, serve in (
+            (StreamState, "save_state", self._save),
+            (StreamState, "restore_state", self._restore),
+            (SetBool, "pause", self._pause),
+            (SetScale, "set_scale", self._set_scale),
+        ):
+            node.create_service(kind, f"~/{name}", self._logged(name, serve))
         node.create_service(GetInfo, "~/get_info", self._get_info)
+
+    def _logged(self, name: str, serve: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """A service that changes what the streams do, with a line in the log for each call."""
+
+        def served(request: Any, response: Any) -> Any:
+            response = serve(request, response)
+            path = getattr(response, "path", "")
+            text = f"{name}: {response.message}" + (f" ('{path}')" if path else "")
+            if response.success:
+                self._node.get_logger().info(text)
+            else:
+                self._node.get_logger().warning(text)
+            return response
+
+        return served
 
     def _save(
         self, request: StreamState.Request, response: StreamState.Response
@@ -94,6 +112,8 @@ class StreamServices:
                 )
             with worker.between_frames():
                 _load_all(cameras, state)
+                for camera in cameras.values():
+                    camera.restored()
         except StateFileError as error:
             response.message = str(error)
             return response
@@ -131,10 +151,11 @@ class StreamServices:
             response.message = str(error)
             return response
         response.success = True
+        whose = f" of '{request.camera}'" if request.camera else ""
         response.message = (
-            f"one unit of the model is {request.factor:g} m from the next image on"
+            f"one unit of the model{whose} is {request.factor:g} m from the next image on"
             if request.factor
-            else "the scale is again what the parameter 'scale' asks for"
+            else f"the scale{whose} is again what the parameter 'scale' asks for"
         )
         return response
 

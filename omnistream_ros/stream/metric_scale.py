@@ -82,6 +82,7 @@ class MetricScale:
         if source not in SCALE_SOURCES:
             raise ValueError(f"scale must be one of {', '.join(SCALE_SOURCES)}, got {source!r}")
         self._source = source
+        self._given: float | None = None  # with source fixed
         self._fixed: float | None = None
         self._estimate = ScaleEstimate()
         self._way = WayComparison()
@@ -91,6 +92,7 @@ class MetricScale:
         self._last_factor = 1.0
         if source == "fixed":
             self.fix(factor)
+            self._given = self._fixed
 
     @property
     def source(self) -> str:
@@ -116,9 +118,8 @@ class MetricScale:
         self._fixed = float(factor)
 
     def unfix(self) -> None:
-        """Go back to what is observed; with source fixed there is nothing to go back to."""
-        if self._source != "fixed":
-            self._fixed = None
+        """Go back to what the source says."""
+        self._fixed = self._given
 
     def restart(self) -> None:
         """The stream begins at the origin again; what is known of the scale stays."""

@@ -125,8 +125,13 @@ def test_a_fault_of_one_camera_is_counted_there(user: User, start_node: NodeStar
 
 def test_parameters_of_one_camera_and_of_all(user: User, start_node: NodeStarter) -> None:
     node = start_node(
-        "-p", "left.points_stride:=4", "-p", "left.points_strid:=2", cameras=BOTH, points_stride=2
+        *("-p", "left.points_stride:=4", "-p", "left.points_strid:=2"),
+        *("-p", "rear.resolution:=source", "-p", "left.window:=4"),
+        cameras=BOTH,
+        points_stride=2,
     )
+    assert "there is no 'rear', but front, left" in node.wait_for("'rear.resolution' is not known")
+    assert "there is only one 'window' for all" in node.wait_for("'left.window' is not known")
     assert "did you mean 'left.points_stride'" in node.wait_for("'left.points_strid' is not known")
 
     def strides() -> list[int]:

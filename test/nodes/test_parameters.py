@@ -99,3 +99,24 @@ def test_features_are_parsed(text: str, key: FeatureKey) -> None:
 def test_other_features_are_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match="for example -1:patch:normed"):
         parse_feature(text)
+
+
+def test_what_is_set_and_not_used_is_told(start_node: NodeStarter, user: User) -> None:
+    """A parameter must not be accepted and ignored, nor a scale be missing without a word."""
+    node = start_node(
+        *("-p", "left.scale:=height", "-p", "front.camera_height:=1.5"),
+        cameras='["front", "left"]',
+        scale_factor=2.0,
+        keyframes=8,
+        autostart=True,
+        stall_timeout=0.1,
+    )
+    send = user.camera("/left/image")
+    user.wait_until(lambda: send() and node.count("no scale from height"), "a word on the scale")
+    assert "left: no scale from height: camera_height is 0" in node.wait_for("no scale from")
+    told = [line.split("parameter ")[1] for line in node.lines if "is set and not used" in line]
+    assert sorted(told) == [
+        "'front.camera_height' is set and not used: that takes 'front.scale' height",
+        "'keyframes' is set and not used: that takes 'memory' window+memory",
+        "'scale_factor' is set and not used: that takes 'scale' fixed",
+    ]

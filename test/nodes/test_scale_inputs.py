@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -27,18 +27,26 @@ MOUNTS = {
 }
 
 
+class Subscription(NamedTuple):
+    """What is asked of one."""
+
+    topic_name: str
+
+
 class Ears:
     """What a node needs to be for subscriptions."""
 
     def __init__(self) -> None:
         self.heard: dict[str, Any] = {}
 
-    def create_subscription(self, kind: type, topic: str, callback: Any, qos: object) -> str:
+    def create_subscription(
+        self, kind: type, topic: str, callback: Any, qos: object
+    ) -> Subscription:
         self.heard[topic] = callback
-        return topic
+        return Subscription(f"/{topic}")
 
-    def destroy_subscription(self, topic: str) -> None:
-        del self.heard[topic]
+    def destroy_subscription(self, subscription: Subscription) -> None:
+        del self.heard[subscription.topic_name[1:]]
 
 
 def header(stamp_ns: int, frame_id: str) -> Header:
@@ -85,6 +93,20 @@ def test_odometry_of_the_base_gives_the_place_of_the_camera() -> None:
     assert scale.evidence("odometry", "camera", 0, 0.0).positions == ()
     ears.heard["scale/odometry"](odometry(3, 4.0))
     assert len(scale.evidence("odometry", "camera", 0, 0.0).positions) == 1
+
+
+def test_what_stands_in_the_way_of_a_scale_is_said_to_those_that_have_it() -> None:
+    scale, ears = inputs("odometry", "range", mounts={})
+    assert scale.trouble("odometry") == "nothing heard on '/scale/odometry' or '/scale/pose'"
+    assert scale.trouble("range") == "nothing heard on '/scale/scan' or '/scale/depth'"
+    assert scale.trouble("height") == ""
+    ears.heard["scale/odometry"](odometry(1, 3.0, child="base_link"))
+    assert scale.trouble("odometry") == ""
+    scale.evidence("height", "camera", 0, 0.0)
+    for source in ("height", "odometry"):
+        assert "set camera_height" in scale.trouble(source)
+    for source in ("model", "fixed"):
+        assert scale.trouble(source) == ""
 
 
 def test_every_camera_hears_all_of_it_and_nothing_grows() -> None:

@@ -78,13 +78,15 @@ def test_a_node_says_what_it_is_in_every_state(start_node: NodeStarter, user: Us
 
 
 def test_scale_is_one_for_depth_and_pose(start_node: NodeStarter, user: User) -> None:
-    start_node(autostart=True).wait_for("waiting for images")
+    node = start_node(autostart=True)
+    node.wait_for("waiting for images")
     stream = Streaming(user)
     first, depth, _ = stream.frame()
     assert (first.scale_source, first.scale_status) == ("model", "known")
     assert first.scale_factor == 1.0
     assert not first.metric  # no camera_info
     assert stream.set_scale(2.5).success
+    node.wait_for(r"set_scale: one unit of the model is 2.5 m")
     picture = user.picture()
     second, _, _ = stream.frame(message=picture)
     assert (second.scale_source, second.scale_factor, second.metric) == ("fixed", 2.5, True)
@@ -93,6 +95,7 @@ def test_scale_is_one_for_depth_and_pose(start_node: NodeStarter, user: User) ->
         answer = stream.set_scale(wrong)
         assert not answer.success
         assert "must be 0.001 to 1000" in answer.message
+    node.wait_for(r"\[WARN\].* set_scale: the factor must be")
     assert stream.set_scale(0.0).success
     third, _, _ = stream.frame()
     assert (third.scale_source, third.scale_factor, third.metric) == ("model", 1.0, False)
@@ -100,10 +103,12 @@ def test_scale_is_one_for_depth_and_pose(start_node: NodeStarter, user: User) ->
 
 
 def test_paused_images_are_counted_and_not_used(start_node: NodeStarter, user: User) -> None:
-    start_node(autostart=True, max_gap=1000.0).wait_for("waiting for images")
+    node = start_node(autostart=True, max_gap=1000.0)
+    node.wait_for("waiting for images")
     stream = Streaming(user)
     stream.frame()
     assert user.call(SetBool, f"{NODE}/pause", SetBool.Request(data=True)).success
+    node.wait_for("pause: paused: images are counted")
     for _ in range(3):
         stream.send()
     user.wait_until(
@@ -151,10 +156,12 @@ def test_a_stream_goes_on_in_another_process_to_the_last_bit(
         assert why in refused.message
     restored = stream.state_service("kitchen", "restore_state")
     assert restored.success, restored.message
+    second.wait_for("restore_state: the next image goes on from there .*kitchen.safetensors")
     for (status, depth, odometry), (status2, depth2, odometry2) in zip(
         expected, run(second, 3, stream), strict=True
     ):
         assert (status.epoch, status.frame_index) == (status2.epoch, status2.frame_index)
+        assert (status.epoch_reason, status2.epoch_reason) == ("start", "restore")
         assert status.scale_factor == status2.scale_factor == 1.7
         assert depth.tobytes() == depth2.tobytes()
         assert odometry.pose.pose == odometry2.pose.pose

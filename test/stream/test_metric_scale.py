@@ -297,6 +297,8 @@ def test_fixing_and_letting_go() -> None:
     scale.unfix()
     assert scale.factor == pytest.approx(0.5, rel=0.03)
     fixed = MetricScale("fixed", 2.0)
+    fixed.fix(5.0)
+    assert fixed.factor == 5.0
     fixed.unfix()
     assert fixed.factor == 2.0
 
