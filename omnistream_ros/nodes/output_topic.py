@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
@@ -32,6 +33,9 @@ class OutputTopic:
                 kind,
                 topic,
                 QoSProfile(depth=_DEPTH, reliability=QoSReliabilityPolicy.RELIABLE),
+                # A subscriber of another type or policy is told by its own side. Being told here as
+                # well makes every wake-up of the executor longer: two events for each publisher.
+                event_callbacks=PublisherEventCallbacks(use_default_callbacks=False),
                 qos_overriding_options=QoSOverridingOptions.with_default_policies(),
             )
 

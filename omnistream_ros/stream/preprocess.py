@@ -114,4 +114,6 @@ class Preprocessor:
             pixels = pixels.float()
         if self.size != self.source_size:
             pixels = functional.interpolate(pixels, self.size, mode="bilinear", antialias=True)
-        return (pixels * self._scale + self._shift).to(self._dtype).contiguous()
+        # Planes first: what follows is then several times as fast as on interleaved colours.
+        pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+        return pixels.mul_(self._scale).add_(self._shift).to(self._dtype)

@@ -16,31 +16,31 @@ from torch import Tensor
 class Upload:
     """Images of one size to the device, in a CUDA stream of their own.
 
-    Images arrive read-only, strided or flipped, and only page-locked memory is copied to a GPU
-    while the host goes on: so each is first written into one of two buffers, in turn. While frame n
-    is computed, frame n+1 is uploaded; the host waits only if it is two frames ahead.
+    Only page-locked memory is copied to a GPU while the host goes on: so each image is first
+    written into one of two buffers, in turn. While frame n is computed, frame n+1 is uploaded; the
+    host waits only if it is two frames ahead.
     """
 
     def __init__(self, size: tuple[int, int], device: torch.device) -> None:
         self._device = device
         self._cuda = device.type == "cuda"
-        count = 2 if self._cuda else 1
+        if not self._cuda:
+            return
         self._buffers = [
-            torch.empty((*size, 3), dtype=torch.uint8, pin_memory=self._cuda) for _ in range(count)
+            torch.empty((*size, 3), dtype=torch.uint8, pin_memory=True) for _ in range(2)
         ]
         self._views = [buffer.numpy() for buffer in self._buffers]
         self._turn = 0
-        if self._cuda:
-            self._stream = torch.cuda.Stream(device)
-            self._read = [torch.cuda.Event() for _ in range(count)]
+        self._stream = torch.cuda.Stream(device)
+        self._read = [torch.cuda.Event() for _ in range(2)]
 
     def __call__(self, image: np.ndarray) -> Tensor:
-        """(H, W, 3) uint8 on the device; on the CPU valid until the next image."""
-        self._turn = (self._turn + 1) % len(self._buffers)
-        buffer, view = self._buffers[self._turn], self._views[self._turn]
+        """(H, W, 3) uint8 on the device; on the CPU the image's own memory where torch takes it."""
         if not self._cuda:
-            np.copyto(view, image)
-            return buffer
+            usable = image.flags.writeable and min(image.strides) > 0
+            return torch.from_numpy(image if usable else image.copy())
+        self._turn = 1 - self._turn
+        buffer, view = self._buffers[self._turn], self._views[self._turn]
         read, work = self._read[self._turn], torch.cuda.current_stream(self._device)
         read.synchronize()  # the upload of two frames ago
         np.copyto(view, image)
