@@ -53,7 +53,10 @@ class _Planned:
 class Plan:
     """The chunks that are being carried out."""
 
-    def __init__(self, spec: ActionSpec, blending: Blending) -> None:
+    def __init__(
+        self, spec: ActionSpec, blending: Blending, endless: np.ndarray | None = None
+    ) -> None:
+        """`endless`: (n,) bool, joints that turn without end and take the shorter way round."""
         self._spec = spec
         self._blending = blending
         self._planned: list[_Planned] = []  # oldest first
@@ -66,6 +69,8 @@ class Plan:
         self._rates = np.array(
             [steps or column in spec.motion for column in range(len(spec.names))], bool
         )
+        none = np.zeros(len(spec.names), bool)
+        self._endless = none if endless is None else endless & ~self._rates
 
     @property
     def newest(self) -> Chunk | None:
@@ -76,7 +81,9 @@ class Plan:
         """Take a chunk from now on. One of other epochs drives out all others."""
         if self._planned and self._planned[-1].chunk.epochs != chunk.epochs:
             self.clear()
-        self._planned.append(_Planned(chunk, clock, np.asarray(chunk.data, np.float64)))
+        rows = np.array(chunk.data, np.float64)
+        rows[:, self._endless] = np.unwrap(rows[:, self._endless], axis=0)
+        self._planned.append(_Planned(chunk, clock, rows))
         if self._blending.mode == "latest":
             del self._planned[:-1]
         del self._planned[:-_MAX_CHUNKS]
@@ -136,6 +143,7 @@ class Plan:
 
     def _mean(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Weighted mean of actions (N, n)."""
+        values = np.where(self._endless, rotations.near(values, values[-1]), values)
         mean = weights @ values / weights.sum()
         if self._rotation is not None:
             vectors = np.stack(

@@ -97,7 +97,7 @@ class Controller:
         self._spec = spec
         self._period_s, self._replan_actions = period_s, replan_actions
         self._lock = threading.RLock()
-        self._plan = Plan(spec, blending)
+        self._plan = Plan(spec, blending, limits.endless)
         self._drive = Drive(spec, limits)
         joints = self._drive.joint_names
         # Joint spaces must start from where the robot is; beside a motion, joints may be unknown.

@@ -7,6 +7,7 @@ import dataclasses
 
 import numpy as np
 
+from omnistream_ros.action import rotations
 from omnistream_ros.action.limits import Clamp, JointLimiter, Limits, MotionLimiter
 from omnistream_ros.action.spaces import ActionSpec, Space
 
@@ -29,7 +30,11 @@ class Command:
 
 
 class Drive:
-    """Remembers what was commanded, and goes on from there within the limits."""
+    """Remembers what was commanded, and goes on from there within the limits.
+
+    A joint that turns without end goes the shorter way round. It is told the angle by as many whole
+    turns as it was measured at: a robot that counts them is never made to unwind.
+    """
 
     def __init__(self, spec: ActionSpec, limits: Limits) -> None:
         self.joint_names = tuple(spec.names[column] for column in spec.joints)
@@ -37,6 +42,7 @@ class Drive:
         self._joints, self._motion = list(spec.joints), list(spec.motion)
         self._joint_limits = limits.of(spec.joints)
         self._motion_limits = limits.of(spec.motion)
+        self._free = limits.endless & (spec.space is not Space.JOINT_DELTA)  # of the policy's range
         self.start_over()
 
     def start_over(self) -> None:
@@ -46,28 +52,32 @@ class Drive:
         self._rested_s = 0.0
         self._joint_limiter = JointLimiter(self._joint_limits)
         self._motion_limiter = MotionLimiter(self._motion_limits)
+        self._turns = np.zeros(len(self._joints))  # from the limiter's angles to the robot's
 
     def execute(
         self, due: np.ndarray, measured: np.ndarray, seconds: float, clamps: set[Clamp]
     ) -> Command:
         """One tick of an action (n,); `measured` are the joints, NaN where unknown."""
         spec = self._spec
-        value = np.clip(due, spec.low, spec.high)
+        value = np.where(self._free, due, np.clip(due, spec.low, spec.high))
         if (np.abs(value - due) > _TOLERANCE * (1.0 + np.abs(due))).any():
             clamps.add(Clamp.RANGE)
+        told, measured = measured, self._near(measured)
         if not self._moving:
             self._take_up(measured, value[self._joints])
         if spec.space is Space.JOINT_DELTA:
             speed = value[self._joints] / spec.dt
             positions = self._joint_limiter.drive(speed, measured, seconds, clamps)
         else:
-            wanted = value[self._joints]
+            wanted = self._near(value[self._joints])
             positions = self._joint_limiter.follow(wanted, measured, seconds, clamps)
         speeds = self._speeds(value[self._motion], clamps)
         motion = self._motion_limiter.follow(speeds, seconds, clamps)
         self.commanded = self._moving = True
         self._rested_s = 0.0
-        return Command(positions, self._joint_limiter.velocity.copy(), motion)
+        known = self._joint_limits.endless & ~np.isnan(told)
+        self._turns = np.where(known, rotations.near(positions, told) - positions, self._turns)
+        return Command(positions + self._turns, self._joint_limiter.velocity.copy(), motion)
 
     def rest(self, seconds: float, *, ramp: bool) -> Command | None:
         """One tick without an action: brake within the limits, or stand at once.
@@ -81,7 +91,14 @@ class Drive:
         joints, motion = self._joint_limiter, self._motion_limiter
         positions = joints.ramp(seconds) if ramp else joints.hold()
         speeds = motion.ramp(seconds) if ramp else motion.hold()
-        return Command(positions, joints.velocity.copy(), speeds)
+        return Command(positions + self._turns, joints.velocity.copy(), speeds)
+
+    def _near(self, angles: np.ndarray) -> np.ndarray:
+        """Positions of joints, those that turn without end as near as can be to the last ones."""
+        here = self._joint_limiter.position
+        if here is None:
+            return angles
+        return np.where(self._joint_limits.endless, rotations.near(angles, here), angles)
 
     def _speeds(self, wanted: np.ndarray, clamps: set[Clamp]) -> np.ndarray:
         """Motion of an action as velocities."""

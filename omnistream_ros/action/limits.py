@@ -36,9 +36,11 @@ class Limits:
         velocity, acceleration: largest magnitudes, in the unit of the number per s and s^2.
         step: joints: how far a command may lie from the measured position. Motion: the largest
             single ``end_effector_delta``; infinite for a twist.
+        endless: bool, joints that turn without end: radians that come round again, low and high
+            infinite. Default: none.
 
     Raises:
-        ValueError: a limit that is not positive, or low above high.
+        ValueError: a limit that is not positive, low above high, or an endless joint with an end.
     """
 
     low: np.ndarray
@@ -46,8 +48,13 @@ class Limits:
     velocity: np.ndarray
     acceleration: np.ndarray
     step: np.ndarray
+    endless: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
 
     def __post_init__(self) -> None:
+        if not self.endless.size:
+            object.__setattr__(self, "endless", np.zeros(len(self.low), bool))
+        if np.isfinite([self.low[self.endless], self.high[self.endless]]).any():
+            raise ValueError("a joint that turns without end has no position limits")
         for name in ("velocity", "acceleration", "step"):
             if not (getattr(self, name) > 0.0).all():
                 raise ValueError(f"every {name} limit must be positive")

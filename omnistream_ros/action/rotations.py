@@ -7,6 +7,8 @@ are (x, y, z, w) of unit length; q and -q are the same rotation.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 _SMALL = 1e-8
@@ -62,3 +64,9 @@ def mean(quaternions: np.ndarray, weights: np.ndarray) -> np.ndarray:
         if np.linalg.norm(away) < _SMALL:
             break
     return middle / np.linalg.norm(middle)
+
+
+def near(angles: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """The same angles by so many whole turns that they lie within half a turn of the reference."""
+    turns = np.round((angles - reference) / math.tau)
+    return angles - math.tau * turns

@@ -179,6 +179,12 @@ class ActionParameters:
         check=named_values.check(named_values.pair),
         change=_CONFIGURE,
     )
+    continuous_joints: tuple[str, ...] = option(
+        (),
+        "Joints (rad) that turn without end, by the policy's names: they go the shorter way round, "
+        "and have neither position limits nor a range.",
+        change=_CONFIGURE,
+    )
     max_velocity: tuple[str, ...] = option(
         ("*: 0.5",),
         "Largest speed of each number, NAME: VALUE, in its unit per second.",

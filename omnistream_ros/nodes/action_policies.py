@@ -58,16 +58,18 @@ def make_limits(spec: ActionSpec, wish: ActionParameters) -> Limits:
     names = spec.names
     count = len(names)
     low, high = np.full(count, -np.inf), np.full(count, np.inf)
-    joints = [names[column] for column in spec.joints]
+    endless = _endless(spec, wish)
+    bounded = [column for column in spec.joints if not endless[column]]
+    joints = [names[column] for column in bounded]
     given = wish.position_limits
-    if spec.space is Space.JOINT_DELTA and not given:
+    if spec.space is Space.JOINT_DELTA and joints and not given:
         raise ValueError(
             "parameter 'position_limits' is empty: the policy moves joints by steps, and only "
             f"this parameter can say how far {joints} may go"
         )
-    own = [f"{names[c]}: {spec.low[c]!r} {spec.high[c]!r}" for c in spec.joints]
+    own = [f"{names[c]}: {spec.low[c]!r} {spec.high[c]!r}" for c in bounded]
     pairs = _named("position_limits", given or own, joints, named_values.pair)
-    for column, (lowest, highest) in zip(spec.joints, pairs, strict=True):
+    for column, (lowest, highest) in zip(bounded, pairs, strict=True):
         low[column], high[column] = lowest, highest
     return Limits(
         low=low,
@@ -77,7 +79,19 @@ def make_limits(spec: ActionSpec, wish: ActionParameters) -> Limits:
             _named("max_acceleration", wish.max_acceleration, names, named_values.number)
         ),
         step=np.array(_named("max_step", wish.max_step, names, named_values.number)),
+        endless=endless,
     )
+
+
+def _endless(spec: ActionSpec, wish: ActionParameters) -> np.ndarray:
+    """(n,) bool: numbers that are joints which turn without end."""
+    turning = [spec.names[c] for c in spec.joints if spec.units[c] == "rad"]
+    for name in wish.continuous_joints:
+        if name not in turning:
+            raise ValueError(
+                f"parameter 'continuous_joints': {name!r} is none of the joints in rad, {turning}"
+            )
+    return np.isin(spec.names, wish.continuous_joints)
 
 
 def stream_topics(needs: Needs, wish: ActionParameters) -> dict[str, str]:

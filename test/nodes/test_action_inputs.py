@@ -3,17 +3,25 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 from omnistream_ros.msg import FeatureTensor
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "action"))
+
+from policy_files import FACTS, with_action
 
 from omnistream_ros.action.chunk import Origin
 from omnistream_ros.action.policy_facts import FeatureInput
 from omnistream_ros.action.safety import Drop
 from omnistream_ros.nodes import handover, named_values
 from omnistream_ros.nodes.action_inputs import FeatureStream, all_finite, fit_in_square
+from omnistream_ros.nodes.action_parameters import ActionParameters
+from omnistream_ros.nodes.action_policies import make_limits
 from omnistream_ros.nodes.feature_messages import set_tensor
 
 WANTED = (
@@ -180,3 +188,19 @@ def test_scripts() -> None:
     for wrong in ("0 1 2", "soon: 1", "0: one"):
         with pytest.raises(ValueError, match=r"must be (SECONDS: NUMBER|NAME: VALUE)"):
             named_values.script([wrong])
+
+
+def test_joints_that_turn_without_end_are_named() -> None:
+    found = make_limits(FACTS.action, ActionParameters(continuous_joints=("shoulder",)))
+    np.testing.assert_array_equal(found.endless, [True, False])
+    np.testing.assert_array_equal(found.low, [-np.inf, FACTS.action.low[1]])
+    with pytest.raises(ValueError, match=r"'continuous_joints': 'wrist' is none of .*shoulder"):
+        make_limits(FACTS.action, ActionParameters(continuous_joints=("wrist",)))
+    given = ActionParameters(
+        continuous_joints=("shoulder",), position_limits=("shoulder: -1 1", "elbow: -1 1")
+    )
+    with pytest.raises(ValueError, match=r"'position_limits'.*shoulder"):
+        make_limits(FACTS.action, given)
+    metres = with_action(units=("m", "rad")).action
+    with pytest.raises(ValueError, match="joints in rad"):
+        make_limits(metres, ActionParameters(continuous_joints=("shoulder",)))
