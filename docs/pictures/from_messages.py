@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make docs/images/messages.png: cloud, TF and path as they stand in the messages, nothing else.
 
-    python docs/pictures/from_messages.py BAG [OUT.png]
+    python docs/pictures/from_messages.py [BAG] [--out OUT.png]
 
-BAG is a recording of ~/depth/points, ~/path and /tf, made while the bundled clip was played:
+BAG is a recording of ~/depth/points, ~/path and /tf; without it the bundled clip is played to a
+node, slowly, and recorded:
 
     omnistream record BAG /omnistream_perception/depth/points /omnistream_perception/path /tf
 
@@ -14,6 +15,7 @@ frames and stamps did not belong together, the walls would not.
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 
 import matplotlib as mpl
@@ -21,6 +23,8 @@ import numpy as np
 from PIL import Image
 from rosbags.highlevel import AnyReader
 
+from omnistream_ros.evaluation.demo import BUNDLED
+from omnistream_ros.evaluation.live import run_live
 from omnistream_ros.stream.geometry import quaternion_to_matrix, rigid
 
 mpl.use("Agg")
@@ -159,10 +163,15 @@ def _above(points: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("bag", type=Path)
-    parser.add_argument("out", nargs="?", type=Path, default=OUT)
+    parser.add_argument("bag", nargs="?", type=Path)
+    parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    bag = Bag(options.bag)
+    if options.bag is not None:
+        bag = Bag(options.bag)
+    else:
+        topics = [f"{NODE}/status", f"{NODE}/depth/points", f"{NODE}/path", "/tf"]
+        with tempfile.TemporaryDirectory() as folder:
+            bag = Bag(run_live(BUNDLED, Path(folder), speed=0.1, topics=topics).bag)
     points, colours, poses = _scene(bag)
     lines = _drawn(bag, poses)
     figure, views = plt.subplots(1, 2, figsize=(15, 5.6), layout="constrained")

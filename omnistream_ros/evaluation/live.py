@@ -59,6 +59,7 @@ def run_live(
     selection: Selection | None = None,
     parameters: dict[str, str] | None = None,
     speed: float = 1.0,
+    topics: Sequence[str] = TOPICS,
     say: Callable[[str], None] = lambda _: None,
 ) -> LiveRun:
     """Play a recording to a node and record what it publishes.
@@ -67,6 +68,7 @@ def run_live(
         out: folder for the bag (``node_bag``, replaced if there) and the logs of the processes.
         parameters: of the node, such as ``{"model": "..."}``.
         speed: 2 plays twice as fast.
+        topics: what to record; the node's status must be among them.
         say: told what is happening, a line at a time.
 
     Raises:
@@ -95,7 +97,7 @@ def run_live(
                 *(word for k, v in settings.items() for word in ("-p", f"{k}:={v}")),
             ],
         )
-        recorder = start("recorder", ["omnistream_ros.cli", "record", str(bag), *TOPICS])
+        recorder = start("recorder", ["omnistream_ros.cli", "record", str(bag), *topics])
         wait_until(
             lambda: _ready(node, recorder), _START_S, [recorder, node], "it could record the node"
         )
