@@ -8,8 +8,9 @@
 `accuracy` replays recordings under every policy with the evaluation of the package: depth after one
 scale for the sequence, position error, and how far depth is from that of the stream which forgets
 nothing. Recordings that are in the folder already are left out, so it can be stopped and continued.
-`cost` times steps with a full memory, policies taking turns, and counts bytes. `report` writes
-memory_policies.md and memory_policies.png from both.
+`cost` times steps with a full memory, policies taking turns, in processor time of all threads, as
+other programs disturb that least, and counts bytes. `report` writes memory_policies.md and
+memory_policies.png from both.
 
 Loops that return to their start come from `omnistream render --motion loop`.
 """
@@ -18,10 +19,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
 
 import numpy as np
 import torch
@@ -110,7 +114,7 @@ def accuracy(path: Path, frames: FrameRange, model: str) -> list[dict]:
 
 
 def cost(rounds: int) -> list[dict]:
-    """Median milliseconds of a step with a full memory, and its bytes, by model and policy."""
+    """Median processor time of a step with a full memory, and its bytes, by model and policy."""
     rows = []
     nano, _ = load_model("omnistream-nano")
     rows += time_policies("omnistream-nano, float32", nano, (144, 192), POLICIES, rounds)
@@ -156,9 +160,9 @@ def time_policies(
             for name, policy in policies.items():
                 if isinstance(policy, Full):
                     caches[name].frames_seen = policy.slots - 1
-                start = time.perf_counter()
+                start = time.process_time()
                 model.backbone.step(pixels[i % 8], caches[name])
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(time.process_time() - start)
     rows = []
     for name, values in seconds.items():
         rows.append(
@@ -236,7 +240,7 @@ def draw(points: list[tuple[str, float, float, float, float]], path: Path) -> No
     left.set_xscale("log")
     left.set_xlabel("cache, MB")
     left.set_ylabel("depth differs from the full memory's by, %")
-    right.set_xlabel("a step of the backbone, ms")
+    right.set_xlabel("a step of the backbone, ms of processor time")
     right.set_ylabel("AbsRel, mean over recordings")
     for axes in (left, right):
         axes.grid(color="#e6e8eb", linewidth=0.7)

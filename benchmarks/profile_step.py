@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the time of a fast step goes: `python benchmarks/profile_step.py [MODEL] --out FILE.json`.
 
-Times the parts of `fast_model` from outside, in the medians of several steps at full context. Parts
-are disjoint; "the rest" is additions, casts, and what Python itself costs.
+Times the parts of `fast_model` from outside, in the medians of several steps at full context, in
+processor time of all threads: that is what other programs disturb least. Parts are disjoint; "the
+rest" is additions, casts, and what Python itself costs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
 
 import torch
 
@@ -67,11 +71,11 @@ def main() -> int:
             nonlocal inside
             if inside:  # a part of a part
                 return original(*given, **wanted)
-            inside, start = True, time.perf_counter()
+            inside, start = True, time.process_time()
             try:
                 return original(*given, **wanted)
             finally:
-                spent[name] += time.perf_counter() - start
+                spent[name] += time.process_time() - start
                 inside = False
 
         setattr(kind, method, timed)
@@ -83,11 +87,11 @@ def main() -> int:
         for _ in range(args.steps + 3):
             cache.frames_seen = context - 1
             spent.clear()
-            start = time.perf_counter()
+            start = time.process_time()
             features = model.step(pixels, cache).features
             if model.matching_head is not None:
                 model.matching_head.describe(features.pyramid)
-            total = time.perf_counter() - start
+            total = time.process_time() - start
             rows.append({**spent, "the rest": total - sum(spent.values()), "all": total})
     rows = rows[3:]
     medians = {name: 1e3 * statistics.median(row[name] for row in rows) for name in rows[0]}
