@@ -19,11 +19,12 @@ from launch.actions import (
 )
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
+from launch.events.process import ProcessExited
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
-from omnistream_ros.evaluation.live_simulation import acting, perception_parameters
+from omnistream_ros.evaluation.live_simulation import acting, perception_parameters, ros_arguments
 from omnistream_ros.evaluation.policy_trials import SHIPPED
 from omnistream_ros.simulation.tasks import DEFAULT
 
@@ -89,7 +90,8 @@ def _start(context: LaunchContext) -> list:
             package="omnistream_ros",
             executable=name,
             name=name,
-            parameters=[parameters],
+            # Not `parameters`: launch writes `y`, a name of an axis, unquoted; ROS reads "yes".
+            ros_arguments=ros_arguments(parameters),
             remappings=remappings,
             output="screen",
             emulate_tty=True,
@@ -122,10 +124,16 @@ def _start(context: LaunchContext) -> list:
             for kind in ("joint_trajectory", "joint_state")
         ],
     )
-    over = OnProcessExit(
-        target_action=simulator, on_exit=[EmitEvent(event=Shutdown(reason="all attempts made"))]
-    )
-    return [*_shared_memory(context), RegisterEventHandler(over), *perception, action, simulator]
+    nodes = [*perception, action, simulator]
+    ends = [RegisterEventHandler(OnProcessExit(target_action=n, on_exit=_end)) for n in nodes]
+    return [*_shared_memory(context), *ends, *nodes]
+
+
+def _end(event: ProcessExited, _: LaunchContext) -> EmitEvent:
+    """None of them is of use without the others; the simulator ends when all attempts are made."""
+    done = event.returncode == 0 and "omnistream_simulator" in event.process_name
+    reason = "all attempts made" if done else f"{event.process_name} has ended"
+    return EmitEvent(event=Shutdown(reason=reason))
 
 
 def _shared_memory(context: LaunchContext) -> list:

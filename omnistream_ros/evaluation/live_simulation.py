@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,7 @@ def simulate(run: SimulationRun, say: Callable[[str], None] = lambda _: None) ->
     with children() as running:
 
         def start(name: str, parameters: dict[str, Any], remaps: dict[str, str]) -> ChildProcess:
-            words = [w for k, v in parameters.items() for w in ("-p", f"{k}:={_yaml(v)}")]
+            words = ros_arguments(parameters)
             words += [w for k, v in remaps.items() for w in ("-r", f"{k}:={v}")]
             module = f"omnistream_ros.nodes.{name}"
             command = [sys.executable, "-m", module, "--ros-args", *words]
@@ -210,6 +210,9 @@ def _attempts(simulator: ChildProcess) -> Iterator[Attempt]:
             yield Attempt(record["task"], record["seed"], record["success"], record["seconds"])
 
 
-def _yaml(value: Any) -> str:
-    """A value as ROS's command line reads it: JSON is YAML, as long as texts stay in quotes."""
-    return json.dumps(value)
+def ros_arguments(parameters: Mapping[str, Any]) -> list[str]:
+    """Parameters as words after ``--ros-args``.
+
+    JSON is YAML in which all texts are in quotes: without them an axis `y` would mean "yes".
+    """
+    return [w for k, v in parameters.items() for w in ("-p", f"{k}:={json.dumps(v)}")]

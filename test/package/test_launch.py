@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -76,6 +77,13 @@ def _parameters(node: Any, context: Any) -> dict[str, Any]:
     return {
         key: value for part in evaluated if isinstance(part, dict) for key, value in part.items()
     }
+
+
+def _arguments(node: Any) -> dict[str, Any]:
+    """Parameters on the node's command line."""
+    words = node._Node__ros_arguments
+    assert set(words[::2]) == {"-p"}
+    return {name: json.loads(value) for name, _, value in (w.partition(":=") for w in words[1::2])}
 
 
 def test_there_are_launch_files() -> None:
@@ -269,7 +277,7 @@ def test_the_simulated_robot_is_launched_with_both_nodes() -> None:
 
     nodes = {node.node_executable: node for node in actions if isinstance(node, Node)}
     assert set(nodes) == {"omnistream_perception", "omnistream_action", "omnistream_simulator"}
-    told = {name: _parameters(node, context) for name, node in nodes.items()}
+    told = {name: _arguments(node) for name, node in nodes.items()}
     assert told["omnistream_perception"]["use_sim_time"] is True
     assert list(told["omnistream_perception"]["features"]) == ["3:patch:normed"]
     assert told["omnistream_action"]["dry_run"] is False
@@ -281,3 +289,15 @@ def test_the_simulated_robot_is_launched_with_both_nodes() -> None:
     assert ("command/joint_trajectory", "omnistream_action/command/joint_trajectory") in (
         _remappings(nodes["omnistream_simulator"], context)
     )
+
+
+def test_the_simulated_robot_without_features_needs_no_perception() -> None:
+    actions, _ = _actions(_load("sim"), tasks="toy-red", policy="scripted", script="0: 0 0; 1: 1 1")
+    from launch_ros.actions import Node
+
+    nodes = {node.node_executable: node for node in actions if isinstance(node, Node)}
+    assert set(nodes) == {"omnistream_action", "omnistream_simulator"}
+    told = _arguments(nodes["omnistream_action"])
+    assert told["script"] == ["0: 0 0", "1: 1 1"]
+    assert told["action_names"] == ["x", "y"]
+    assert _arguments(nodes["omnistream_simulator"])["perception"] == ""
