@@ -33,6 +33,11 @@ class OnnxPolicy:
     def __init__(self, file: str | Path, provider: str = "cpu") -> None:
         self._session, facts = open_policy_file(file, _providers(provider))
         self.provider = self._session.get_providers()[0]
+        if provider != "auto" and self.provider != PROVIDERS[provider]:
+            raise PolicyFileError(
+                f"ONNX Runtime could not start {PROVIDERS[provider]} and would use {self.provider}: "
+                "a driver or library of it is missing here; install it, or choose auto"
+            )
         self.name = facts.name
         self.sha256 = hashlib.sha256(Path(file).read_bytes()).hexdigest()
         self.spec = facts.action
@@ -93,4 +98,6 @@ def _providers(name: str) -> list[str]:
             f"ONNX Runtime here has no {PROVIDERS[name]}, only {', '.join(available)}; "
             "pip install onnxruntime-gpu, or choose cpu"
         )
-    return [PROVIDERS[name], *([PROVIDERS["cpu"]] if name != "cpu" else [])]
+    order = list(PROVIDERS)
+    wanted = [PROVIDERS[slower] for slower in reversed(order[: order.index(name) + 1])]
+    return [found for found in wanted if found in available]

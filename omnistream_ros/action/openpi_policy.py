@@ -45,7 +45,7 @@ class OpenPiPolicy:
         timeout_s: for a connection, and for an answer.
 
     Raises:
-        PolicyError: there is no such server.
+        PolicyError: there is no such server, or it announces actions of another form.
     """
 
     def __init__(
@@ -101,6 +101,10 @@ class OpenPiPolicy:
         if not isinstance(metadata, dict):
             self._give_up()
             raise PolicyError(f"{self._uri}: began with no metadata; is it an openpi server?")
+        differs = _differences(metadata, self.spec)
+        if differs:
+            self._give_up()
+            raise PolicyError(f"{self._uri}: the server and the parameters differ: {differs}")
         self.metadata = metadata
 
     def _question(self, observation: Observation) -> dict[str, Any]:
@@ -175,6 +179,22 @@ class OpenPiPolicy:
                 connection.socket.shutdown(socket.SHUT_RDWR)
             with contextlib.suppress(OSError, WebSocketException):
                 connection.close()
+
+
+def _differences(metadata: dict[str, Any], spec: ActionSpec) -> str:
+    """Where a server that says what its actions are (`policy_server`) says something else."""
+    ours = {
+        "action_space": spec.space.value,
+        "action_names": list(spec.names),
+        "horizon": spec.horizon,
+        "dt": spec.dt,
+    }
+    found = [
+        f"{name} is {metadata[name]} there and {value} here"
+        for name, value in ours.items()
+        if name in metadata and metadata[name] != value
+    ]
+    return "; ".join(found)
 
 
 def _words(error: Exception) -> str:

@@ -76,6 +76,28 @@ def test_a_provider_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert OnnxPolicy(path, "auto").provider == "CPUExecutionProvider"
 
 
+def test_a_provider_that_does_not_start_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime then takes the next one, and only its log says so."""
+    path = write_policy(tmp_path / "lean.onnx")
+    asked: list[list[str]] = []
+    make = onnxruntime.InferenceSession
+
+    def session(model: object, *args: object, providers: list[str], **options: object) -> object:
+        asked.append(providers)
+        return make(model, *args, providers=providers[-1:], **options)
+
+    every = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: every)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    with pytest.raises(PolicyFileError, match=r"could not start Tensorrt.*would use CPU"):
+        OnnxPolicy(path, "tensorrt")
+    assert asked == [every]
+    assert OnnxPolicy(path, "auto").provider == "CPUExecutionProvider"
+    assert asked[1] == every[1:]
+
+
 def test_the_scripted_motion_begins_where_the_robot_is_and_stays_in_its_range() -> None:
     spec = with_action(horizon=100).action
     policy = ScriptedPolicy(spec, Needs(joints=("elbow", "shoulder")))

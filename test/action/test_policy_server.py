@@ -17,7 +17,7 @@ from websockets.sync.client import connect
 
 from omnistream_ros.action.msgpack_arrays import pack, unpack
 from omnistream_ros.action.openpi_policy import OpenPiPolicy
-from omnistream_ros.action.policy import Needs, Observation
+from omnistream_ros.action.policy import Needs, Observation, PolicyError
 from omnistream_ros.action.policy_facts import FeatureInput
 from omnistream_ros.action.policy_server import PolicyServer
 
@@ -117,3 +117,14 @@ def test_a_question_that_cannot_be_answered_is_told_so_and_the_server_goes_on(
             answer = unpack(connection.recv())
             assert answer["request_id"] == 9
             np.testing.assert_array_equal(answer["actions"], np.full((SPEC.horizon, 2), 2.0))
+
+
+def test_a_server_whose_actions_mean_something_else_is_refused() -> None:
+    with PolicyServer(Adder(NEEDS)) as server:
+        for changes, words in (
+            ({"names": ("elbow", "shoulder")}, r"action_names is \['shoulder', 'elbow'\] there"),
+            ({"dt": 0.1, "horizon": 4}, "horizon is 8 there and 4 here; dt is 0.05 there and 0.1"),
+        ):
+            spec = with_action(**changes).action
+            with pytest.raises(PolicyError, match=words):
+                OpenPiPolicy(server.uri, spec, NEEDS, state_key="x", timeout_s=20.0)
