@@ -35,8 +35,8 @@ class OnnxPolicy:
         self.provider = self._session.get_providers()[0]
         if provider != "auto" and self.provider != PROVIDERS[provider]:
             raise PolicyFileError(
-                f"ONNX Runtime could not start {PROVIDERS[provider]} and would use {self.provider}: "
-                "a driver or library of it is missing here; install it, or choose auto"
+                f"ONNX Runtime could not start {PROVIDERS[provider]} and would use "
+                f"{self.provider}: a driver or library is missing here; install it, or choose auto"
             )
         self.name = facts.name
         self.sha256 = hashlib.sha256(Path(file).read_bytes()).hexdigest()
