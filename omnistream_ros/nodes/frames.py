@@ -33,6 +33,8 @@ from omnistream_ros.stream.result import Pose
 
 # Longest chain of static transforms that is followed; a real robot has less than ten.
 _MAX_CHAIN = 64
+# Frames of which one is remembered; a large robot has a few hundred.
+_MAX_FRAMES = 10_000
 # Latched static transforms arrive within this time of subscribing.
 _SETTLING_S = 0.5
 
@@ -43,6 +45,7 @@ class StaticTree:
     def __init__(self) -> None:
         self._parent_from_child: dict[str, tuple[str, np.ndarray]] = {}
         self._told: set[str] = set()  # frames of loops
+        self._full = False
 
     def add(self, message: TFMessage) -> list[str]:
         """Take in a message of /tf_static. Returns what is wrong with it, in words."""
@@ -55,7 +58,11 @@ class StaticTree:
             except ValueError as error:
                 faults.append(f"static transform {parent} -> {child} cannot be used: {error}")
                 continue
-            if parent and child and parent != child:
+            if len(self._parent_from_child) >= _MAX_FRAMES and child not in self._parent_from_child:
+                if not self._full:
+                    faults.append(f"more than {_MAX_FRAMES} static transforms: the rest is ignored")
+                self._full = True
+            elif parent and child and parent != child:
                 self._parent_from_child[child] = (parent, motion)
                 loop = self._loop(child)
                 if loop and child not in self._told:
@@ -157,6 +164,8 @@ class OdometryFrame:
             parent = transform.header.frame_id.lstrip("/")
             child = transform.child_frame_id.lstrip("/")
             if (parent, child) != self._placed:
+                while len(self._moving_parents) >= _MAX_FRAMES:  # the oldest goes
+                    del self._moving_parents[next(iter(self._moving_parents))]
                 self._moving_parents[child] = parent
 
     def place(self, pose: Pose, camera_frame: str) -> Placement:

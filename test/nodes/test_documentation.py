@@ -74,6 +74,16 @@ def test_reasons_for_images_that_are_not_used() -> None:
     assert documented == {drop.value for drop in Drop}
 
 
+def test_faults_name_tests_that_there_are() -> None:
+    rows = [row for row in section("Faults").splitlines() if row.startswith("| ")][1:]
+    assert len(rows) > 20
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row.rpartition(" | ")[2])
+        assert named, row
+        for name in named:
+            assert (ROOT / "test" / "nodes" / f"{name}.py").is_file(), row
+
+
 def allowed(profile: ElementTree.Element, kind: str, direction: str, tag: str) -> set[str]:
     """What a profile of config/sros2_policy.xml allows."""
     found = profile.iterfind(f"{kind}[@{direction}='ALLOW']/{tag}")
@@ -144,7 +154,9 @@ def test_topics_and_services(
 def check_policy(published: set[str], subscribed: set[str], services: set[str]) -> None:
     """config/sros2_policy.xml allows what the node does, and nothing else."""
     profile = profile_of("omnistream_perception")
-    assert allowed(profile, "topics", "publish", "topic") == published | COMMON_TOPICS | {"/tf"}
+    # And heartbeats, where the package bond is installed.
+    said = published | COMMON_TOPICS | {"/tf", "/bond"}
+    assert allowed(profile, "topics", "publish", "topic") == said
     # As image/compressed with that transport, and the clock with use_sim_time.
     subscribed |= {"/tf", "/image/compressed", "/clock"}
     assert allowed(profile, "topics", "subscribe", "topic") == subscribed

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import signal
@@ -12,17 +13,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
-from geometry_msgs.msg import TransformStamped
+from geometry_msgs.msg import (
+    Point,
+    Pose,
+    PoseStamped,
+    PoseWithCovariance,
+    Quaternion,
+    TransformStamped,
+)
 from nav_msgs.msg import Odometry
 from omnistream_ros.msg import StreamStatus
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSDurabilityPolicy, QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
-from ros_processes import NODE, NodeProcess, NodeStarter, User
+from ros_processes import NODE, NodeProcess, NodeStarter, User, camera_info
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CameraInfo, Image, LaserScan
+from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
+
+from omnistream_ros.nodes.distribution import byte_array
 
 LATCHED = QoSProfile(depth=10, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 HOUR_NS = 3600 * 10**9
@@ -215,6 +226,122 @@ def test_tree_with_a_loop_or_a_missing_link(user: User, start_node: NodeStarter)
 
     user.wait_until(mended)
     assert node.count("Traceback") == 0
+
+
+def malformed_frames() -> list[TransformStamped]:
+    """No number, no rotation, no name, and a frame that is its own parent."""
+    made = []
+    for parent, child, x, w in (
+        ("base_link", "front_optical", math.nan, 1.0),
+        ("base_link", "left_optical", math.inf, 1.0),
+        ("base_link", "front_optical", 0.0, 0.0),
+        ("base_link", "left_optical", 0.0, math.nan),
+        ("", "front_optical", 0.0, 1.0),
+        ("base_link", "", 0.0, 1.0),
+        ("left_optical", "left_optical", 0.0, 1.0),
+    ):
+        transform = TransformStamped(child_frame_id=child)
+        transform.header.frame_id = parent
+        transform.transform.translation.x, transform.transform.rotation.w = x, w
+        made.append(transform)
+    return made
+
+
+def malformed_measurements(header: Header) -> dict[str, list]:
+    """What no sensor should say to the scale, by topic."""
+    poses, scans, depths, infos = [], [], [], []
+    for x, w in ((math.nan, 1.0), (math.inf, 1.0), (1.0, 0.0), (1.0, math.nan)):
+        pose = Pose(position=Point(x=x), orientation=Quaternion(w=w))
+        poses.append(PoseStamped(header=header, pose=pose))
+    for changes in (
+        {"angle_increment": math.nan},
+        {"angle_min": math.inf},
+        {"range_min": math.nan, "range_max": math.nan},
+        {"range_min": 9.0, "range_max": 1.0},
+        {"ranges": [math.nan, math.inf, -math.inf, -1.0, 0.0, 1e38]},
+        {"ranges": []},
+        {"ranges": [1.0] * 100_001},
+    ):
+        common = {"range_min": 0.1, "range_max": 30.0, "ranges": [2.0] * 90}
+        scans.append(LaserScan(header=header, **{**common, "angle_increment": 0.01, **changes}))
+    for changes in (
+        {"encoding": "magic"},
+        {"step": 1},
+        {"step": 2**31},
+        {"height": 0},
+        {"width": 2**16, "height": 2**16},
+        {"data": byte_array(np.zeros(7, np.uint8))},
+        {"data": byte_array(np.full(4 * 64 * 48, 255, np.uint8))},  # NaN everywhere
+        {},
+    ):
+        common = {"width": 64, "height": 48, "step": 256, "encoding": "32FC1"}
+        common["data"] = byte_array(np.full(64 * 48, 2.0, np.float32))
+        depths.append(Image(header=header, **{**common, **changes}))
+    for focal, width in ((math.nan, 64), (-1.0, 64), (1e-300, 64), (60.0, 0)):
+        info = camera_info(focal=focal)
+        info.header, info.width = header, width
+        infos.append(info)
+    odometry = [
+        Odometry(header=header, child_frame_id=child, pose=PoseWithCovariance(pose=pose.pose))
+        for pose, child in zip(poses, ("", "base_link", "nowhere", ""), strict=True)
+    ]
+    return {
+        "/scale/pose": poses,
+        "/scale/odometry": odometry,
+        "/scale/scan": scans,
+        "/scale/depth": depths,
+        "/scale/depth/camera_info": infos,
+    }
+
+
+def test_malformed_frames_and_measurements(user: User, start_node: NodeStarter) -> None:
+    """Whatever else a node hears beside images: it says so, and both streams go on."""
+    node = start_node(
+        *("-p", "front.scale:=odometry", "-p", "left.scale:=range"),
+        cameras='["front", "left"]',
+        autostart=True,
+        stall_timeout=0.1,
+    )
+    names = ("front", "left")
+    status = {name: user.collect(StreamStatus, f"{NODE}/{name}/status") for name in names}
+    for name in names:
+        node.wait_for(f"waiting for images on '/{name}/image'")
+    send = {name: user.camera(f"/{name}/image") for name in names}
+    user.wait_until(lambda: all(status.values()))
+    publishers = {
+        "/tf": user.node.create_publisher(TFMessage, "/tf", 50),
+        "/tf_static": user.node.create_publisher(TFMessage, "/tf_static", LATCHED),
+    }
+    kinds = (PoseStamped, Odometry, LaserScan, Image, CameraInfo)
+    for topic, kind in zip(malformed_measurements(Header()), kinds, strict=True):
+        publishers[topic] = user.node.create_publisher(kind, topic, 50)
+    user.wait_until(lambda: all(p.get_subscription_count() for p in publishers.values()))
+
+    def good(name: str) -> StreamStatus:
+        return user.process(send[name], status[name], frame_id=f"{name}_optical")
+
+    before = {name: good(name) for name in names}
+    for topic in ("/tf_static", "/tf"):
+        publishers[topic].publish(TFMessage(transforms=malformed_frames()))
+    sent = 0
+    for topic, messages in malformed_measurements(Header(frame_id="left_optical")).items():
+        for message in messages:
+            moment = good("front").header.stamp
+            moment_ns = moment.sec * 10**9 + moment.nanosec
+            message.header.stamp = moment
+            publishers[topic].publish(message)
+            for later_ns in (0, 50_000_000):  # the image may overtake what was measured
+                picture = user.picture(frame_id="left_optical", stamp_ns=moment_ns + later_ns)
+                user.process(send["left"], status["left"], message=picture)
+            sent += 1
+    after = {name: good(name) for name in names}
+    for name in names:
+        assert after[name].epoch == before[name].epoch == 0
+        assert after[name].frames_processed > before[name].frames_processed + sent
+        assert math.isfinite(after[name].scale_factor)
+    node.wait_for("static transform base_link -> front_optical cannot be used")
+    node.wait_for("front: no scale from odometry: a pose for the scale cannot be used")
+    assert node.count("Traceback") == 0, node.log
 
 
 def test_simulated_clock_that_jumps_back(user: User, start_node: NodeStarter) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tf2_msgs.msg import TFMessage
 
+from omnistream_ros.nodes import frames
 from omnistream_ros.nodes.distribution import fill_transform
 from omnistream_ros.nodes.frames import OdometryFrame, StaticTree
 from omnistream_ros.stream.geometry import (
@@ -213,3 +214,23 @@ def test_a_missing_link_is_told() -> None:
     assert "no static transform connects 'base' with 'camera'" in placement.remark
     known.add(TFMessage(transforms=[transform("mast", "camera", np.eye(4))]))
     assert frame.place(pose(np.eye(4)), "camera").remark == ""
+
+
+def test_nobody_can_make_a_node_remember_more_and_more_frames(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(frames, "_MAX_FRAMES", 100)
+    tree = StaticTree()
+    frame = OdometryFrame("odom", "base", tree)
+    told = []
+    for start in range(0, 300, 10):
+        links = [transform("base", f"frame_{i}", np.eye(4)) for i in range(start, start + 10)]
+        told += tree.add(TFMessage(transforms=links))
+        frame.hear(TFMessage(transforms=links))
+    assert told == ["more than 100 static transforms: the rest is ignored"]
+    assert "frame_99" in tree
+    assert "frame_100" not in tree
+    assert len(frame._moving_parents) == 100
+    # What is known may still move.
+    assert tree.add(TFMessage(transforms=[transform("mast", "frame_0", np.eye(4))])) == []
+    assert tree.parent("frame_0") == "mast"
