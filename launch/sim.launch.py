@@ -95,6 +95,7 @@ def _start(context: LaunchContext) -> list:
             remappings=remappings,
             output="screen",
             emulate_tty=True,
+            sigterm_timeout="20",  # they have much to put away where the machine is busy
         )
 
     tasks = argument("tasks").split()
