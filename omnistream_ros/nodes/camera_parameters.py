@@ -17,6 +17,7 @@ from omnistream_ros.stream.metric_scale import SCALE_SOURCES
 from omnistream_ros.stream.result import FeatureKey, FeatureKind
 
 _CONFIGURE = Change.UNCONFIGURED
+_MOST_FEATURES = 64  # every one of them is a message for every image
 
 
 def parse_feature(text: str) -> FeatureKey:
@@ -37,6 +38,8 @@ def parse_feature(text: str) -> FeatureKey:
 
 
 def _check_features(texts: tuple[str, ...]) -> None:
+    if len(texts) > _MOST_FEATURES:
+        raise ValueError(f"at most {_MOST_FEATURES} features, got {len(texts)}")
     keys = [parse_feature(text) for text in texts]
     if len(set(keys)) < len(keys):
         raise ValueError("a feature is listed twice")

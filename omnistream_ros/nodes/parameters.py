@@ -148,8 +148,8 @@ class ParameterSet(Generic[Values]):
                 if getattr(own, field.name) != common and getattr(own, other) not in wanted:
                     idle.append(f"{member}.")
             told += [
-                f"parameter '{prefix}{field.name}' is set and not used: that takes "
-                f"'{prefix}{other}' {' or '.join(wanted)}"
+                f"parameter '{prefix}{field.name}' is set and not used: it needs "
+                f"'{prefix}{other}' set to {' or '.join(wanted)}"
                 for prefix in idle
             ]
         return told

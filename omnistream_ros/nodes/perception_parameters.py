@@ -13,8 +13,13 @@ from omnistream_ros.nodes.parameters import Change, option
 _CONFIGURE = Change.UNCONFIGURED
 
 
+_MOST_CAMERAS = 64  # each has its own topics, parameters and memory
+
+
 def check_cameras(names: tuple[str, ...]) -> None:
-    """ValueError for names that cannot be parts of topics and parameters, or stand twice."""
+    """ValueError for names that cannot be parts of topics and parameters, or are too many."""
+    if len(names) > _MOST_CAMERAS:
+        raise ValueError(f"at most {_MOST_CAMERAS} cameras, got {len(names)}")
     for name in names:
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or "__" in name:
             raise ValueError(
@@ -74,6 +79,13 @@ class PerceptionParameters(ModelParameters, CameraParameters):
         "head), fused (geometric, the head where nothing can be followed), auto (geometric where "
         "the model can).",
         choices=("auto", "geometric", "fused", "head"),
+        change=_CONFIGURE,
+    )
+    consistent_depth: bool = option(
+        True,
+        "Bend each depth image until it agrees with the frames before it, where the pose is "
+        "geometric or fused; the pose is then found whenever depth is wanted. False: each image as "
+        "the network says.",
         change=_CONFIGURE,
     )
     state_directory: str = option(

@@ -101,6 +101,17 @@ def test_other_features_are_refused_with_an_example(text: str) -> None:
         parse_feature(text)
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("cameras", [f"c{i}" for i in range(65)]), ("features", [f"{i}:cls" for i in range(65)])],
+)
+def test_lists_have_an_end(name: str, values: list[str]) -> None:
+    check = FIELDS[name].metadata["option"].check
+    check(tuple(values[:64]))
+    with pytest.raises(ValueError, match=f"at most 64 {name}, got 65"):
+        check(tuple(values))
+
+
 def test_what_is_set_and_not_used_is_told(start_node: NodeStarter, user: User) -> None:
     """A parameter must not be accepted and ignored, nor a scale be missing without a word."""
     node = start_node(
@@ -116,7 +127,7 @@ def test_what_is_set_and_not_used_is_told(start_node: NodeStarter, user: User) -
     assert "left: no scale from height: camera_height is 0" in node.wait_for("no scale from")
     told = [line.split("parameter ")[1] for line in node.lines if "is set and not used" in line]
     assert sorted(told) == [
-        "'front.camera_height' is set and not used: that takes 'front.scale' height",
-        "'keyframes' is set and not used: that takes 'memory' window+memory",
-        "'scale_factor' is set and not used: that takes 'scale' fixed",
+        "'front.camera_height' is set and not used: it needs 'front.scale' set to height",
+        "'keyframes' is set and not used: it needs 'memory' set to window+memory",
+        "'scale_factor' is set and not used: it needs 'scale' set to fixed",
     ]
