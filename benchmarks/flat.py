@@ -8,7 +8,8 @@ Beside it stands a young stream through the same model, which is set back to fra
 again. Every 100 frames both take turns for a few steps, and the processor time of the old stream is
 divided by that of the young one: what else the machine does meets both. A straight line is fitted
 to the medians of 100 equal parts of the run (the median of the lines through any two of them, which
-lets no outlier count for much), and the resident memory of the process is noted every 100 frames.
+lets no outlier count for much), and the resident memory of the process is noted every 100 frames:
+its own, for pages of mapped files come and go as the system needs their memory for others.
 `full` keeps every frame until it is full and then begins a new epoch, as a stream does. The
 heads, which remember nothing, are left out. Writes flat.json and flat.png.
 """
@@ -99,9 +100,10 @@ def run(name: str, mode: str, frames: int) -> dict[str, list[float]]:
 
 
 def resident_bytes() -> int:
-    """Of this process, now."""
+    """Of this process now, without pages of files."""
     with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+        _, resident, of_files, *_ = map(int, file.read().split())
+    return (resident - of_files) * os.sysconf("SC_PAGESIZE")
 
 
 def slope(values: np.ndarray) -> tuple[float, float]:
