@@ -92,6 +92,7 @@ def make_streams(
     )
     pixels = np.zeros((wish.image_height, wish.image_width, 3), np.uint8)
     pose = None if wish.pose == "auto" else wish.pose
+    consistent = None if wish.consistent_depth else False  # None: where the pose allows it
     budget = wish.cache_megabytes / len(cameras) or None
 
     def session(resolution: str) -> StreamSession:
@@ -103,6 +104,7 @@ def make_streams(
             max_gap_s=wish.max_gap,
             resolution=resolution,
             pose=pose,
+            consistent_depth=consistent,
         )
 
     try:
@@ -114,6 +116,7 @@ def make_streams(
                 policy=_fitted_policy(wish, engine.model, len(cameras)),
                 max_gap_s=wish.max_gap,
                 pose=pose,
+                consistent_depth=consistent,
             )
         for name, own in cameras.items():
             streams.join(name, resolution=own.resolution)

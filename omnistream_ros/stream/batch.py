@@ -51,7 +51,7 @@ class StreamBatch:
         model: the network, on its device and in its dtype.
         capacity: cameras that fit.
         policy: what each stream remembers, see `model/cache_policy`; by default `Window()`.
-        max_gap_s, pose: as of `StreamSession`, for every camera.
+        max_gap_s, pose, consistent_depth: as of `StreamSession`, for every camera.
 
     Raises:
         ValueError: an argument that makes no sense, or that this model cannot do.
@@ -65,6 +65,7 @@ class StreamBatch:
         policy: Policy | None = None,
         max_gap_s: float = 2.0,
         pose: str | None = None,
+        consistent_depth: bool | None = None,
     ) -> None:
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1 camera, got {capacity}")
@@ -72,6 +73,7 @@ class StreamBatch:
         self._policy = policy or Window()
         self._max_gap_s = max_gap_s
         self._pose = pose
+        self._consistent_depth = consistent_depth
         self._capacity = capacity
         self._streams: dict[str, CameraStream] = {}
         self._rows: dict[str, int] = {}
@@ -117,7 +119,11 @@ class StreamBatch:
                 f"({', '.join(self._rows)}); let one leave, or make a larger batch"
             )
         stream = CameraStream(
-            self._model, max_gap_s=self._max_gap_s, resolution=resolution, pose=self._pose
+            self._model,
+            max_gap_s=self._max_gap_s,
+            resolution=resolution,
+            pose=self._pose,
+            consistent_depth=self._consistent_depth,
         )
         taken = set(self._rows.values())
         self._rows[camera] = next(r for r in range(self._capacity) if r not in taken)

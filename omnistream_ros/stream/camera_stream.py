@@ -34,7 +34,13 @@ class CameraStream:
     """One camera. Arguments and errors as of `StreamSession`."""
 
     def __init__(
-        self, model: OmniStream, *, max_gap_s: float, resolution: str, pose: str | None
+        self,
+        model: OmniStream,
+        *,
+        max_gap_s: float,
+        resolution: str,
+        pose: str | None,
+        consistent_depth: bool | None,
     ) -> None:
         if resolution not in RESOLUTIONS:
             raise ValueError(f"resolution must be one of {RESOLUTIONS}, got {resolution!r}")
@@ -47,8 +53,16 @@ class CameraStream:
                 f"model {model.config.name!r} has no matching head, so pose cannot be {pose}; "
                 "use pose='head'"
             )
+        if consistent_depth is None:
+            consistent_depth = pose != "head"
+        if consistent_depth and pose == "head":
+            raise ValueError(
+                "consistent_depth compares keyframes, and pose='head' keeps none; use "
+                "pose='geometric' or consistent_depth=False"
+            )
         self._model = model
         self._config = model.config
+        self._consistent_depth = consistent_depth
         self._resolution = resolution
         self._pose_source = pose
         self._max_gap_s = max_gap_s
@@ -82,7 +96,11 @@ class CameraStream:
             raise ValueError(
                 f"model {self._config.name!r} has no depth head; ask with Outputs(depth=False)"
             )
-        if outputs.pose and self._pose_source != "geometric" and self._model.camera_head is None:
+        if (
+            self._wants_pose(outputs)
+            and self._pose_source != "geometric"
+            and self._model.camera_head is None
+        ):
             raise ValueError(
                 f"model {self._config.name!r} has no camera head; ask with Outputs(pose=False)"
             )
@@ -118,8 +136,12 @@ class CameraStream:
     def wants_camera(self, frame: Frame, outputs: Outputs) -> bool:
         """Whether the camera head must run for this frame."""
         guess_lens = frame.intrinsics is None and (outputs.depth or outputs.pose)
-        head_pose = outputs.pose and self._pose_source != "geometric"
+        head_pose = self._wants_pose(outputs) and self._pose_source != "geometric"
         return self._model.camera_head is not None and (guess_lens or head_pose)
+
+    def _wants_pose(self, outputs: Outputs) -> bool:
+        """Whether the pose must be found, for its own sake or for that of consistent depth."""
+        return outputs.pose or (outputs.depth and self._consistent_depth)
 
     def accept(self, frame: Frame, reason: EpochReason | None) -> None:
         """The network has seen the frame: it is part of the stream."""
@@ -143,7 +165,7 @@ class CameraStream:
         source_camera = self._source_camera(frame, prediction)
         model_camera = source_camera.resized(size[1], size[0])
         pose = None
-        if outputs.pose:
+        if self._wants_pose(outputs):
             pose = self._update_pose(frame, prediction, model_camera, frame_index)
         watch.lap("pose")
 
@@ -152,6 +174,8 @@ class CameraStream:
         depth, confidence = prediction.depth, prediction.depth_confidence
         if depth is not None and confidence is not None and outputs.depth:
             depth, confidence = self._scaled_depth(depth, model_camera), confidence[0].float()
+            if self._consistent_depth and not isinstance(self._pose, HeadPose):
+                depth = self._pose.agreeing(depth)
             if at_source:
                 depth = resize_depth(depth, source_size)
                 confidence = resize_confidence(confidence, source_size)
@@ -171,7 +195,7 @@ class CameraStream:
             intrinsics=source_camera if at_source else model_camera,
             depth=depth,
             confidence=confidence,
-            pose=pose,
+            pose=pose if outputs.pose else None,
             features={key: feature_tensor(features, key, self._config) for key in outputs.features},
             grid=features.grid,
             model_size=size,

@@ -56,6 +56,10 @@ class FusedPose:
         self._last_by_head = now
         return self._odometry.update(pyramid, image, depth, camera, stamp_ns, fallback=moved)
 
+    def agreeing(self, depth: Tensor) -> Tensor:
+        """As `Odometry.agreeing`."""
+        return self._odometry.agreeing(depth)
+
     def state_dict(self) -> dict[str, Any]:
         """A copy of all that the next frame depends on."""
         last = self._last_by_head

@@ -51,6 +51,10 @@ class KeyframeMap:
         """All but the reference, those not used for longest first."""
         yield from self._keys[:-1]
 
+    def recent(self, count: int) -> list[Keyframe]:
+        """The reference and those used before it, so many at most."""
+        return self._keys[-count:]
+
     def use(self, key: Keyframe) -> None:
         """Make one of the keyframes the reference."""
         self._keys.remove(key)

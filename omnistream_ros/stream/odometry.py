@@ -29,6 +29,7 @@ from omnistream_ros.stream.keyframe_map import KeyframeMap
 from omnistream_ros.stream.keyframes import Keyframe, View, project
 from omnistream_ros.stream.motion_solver import Motion, cross, exponential, logarithm, solve_motion
 from omnistream_ros.stream.result import Pose, Tracking
+from omnistream_ros.stream.room_depth import corrected, correction
 
 # Another reference when its places have moved by this many pixels of the model image (median) ...
 _REFERENCE_FLOW = 12.0
@@ -53,6 +54,8 @@ _PATIENCE = 3
 # While lost: metres and radians of uncertainty gained in one second; fading of velocity per frame.
 _LOST_GROWTH = np.array([0.5, 0.5, 0.5, 1.0, 1.0, 1.0])
 _VELOCITY_FADE = 0.7
+# Keyframes that a frame's depth is compared with.
+_COMPARED = 8
 # The room is wrong as a whole by about this share, and every way through it with it: the spread of
 # log scale over recordings with the weights of the package (docs/pose.md).
 _SCALE_ERROR = 0.3
@@ -124,6 +127,17 @@ class Odometry:
         if not self._near(self._map.reference, 1.0) and not self._return(view):
             self._add_keyframe(view, depth(), cells)
         return self._pose(self._quality(motion))
+
+    def agreeing(self, depth: Tensor) -> Tensor:
+        """Depth (H, W) predicted for the last frame, made to agree with the frames before it.
+
+        As predicted where the camera could not be followed, see `room_depth`.
+        """
+        if self._lost_in_a_row:
+            return depth
+        keyframes = self._map.recent(_COMPARED)
+        bend = correction(depth, keyframes, self._camera_from_world)
+        return depth if bend is None else corrected(depth, bend)
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of all that the next frame depends on."""

@@ -45,6 +45,9 @@ class StreamSession:
             size of the camera image (edges stay sharp, planes stay planes: see `depth_resize`).
         pose: where the pose comes from: "geometric" (`odometry`: matching, depth and a solver), or
             "head" (the network's camera head). By default geometric where the model can.
+        consistent_depth: bend each depth image until it agrees with the keyframes of the pose (see
+            `room_depth`); the pose is then found for every frame whose depth is wanted. False: each
+            as the network says. By default wherever the pose is not the head's.
         engine: runs the steps of this model; by default torch, operation by operation.
 
     Raises:
@@ -62,6 +65,7 @@ class StreamSession:
         max_gap_s: float = 2.0,
         resolution: str = "model",
         pose: str | None = None,
+        consistent_depth: bool | None = None,
         engine: Engine | None = None,
     ) -> None:
         if cache_megabytes is not None and not cache_megabytes > 0:
@@ -70,7 +74,13 @@ class StreamSession:
         self._engine = engine or TorchEngine(model)
         self._policy = policy or Window(sink, window)
         self._budget = cache_megabytes
-        self._stream = CameraStream(model, max_gap_s=max_gap_s, resolution=resolution, pose=pose)
+        self._stream = CameraStream(
+            model,
+            max_gap_s=max_gap_s,
+            resolution=resolution,
+            pose=pose,
+            consistent_depth=consistent_depth,
+        )
         # Made for the first image, kept as long as images of that shape come.
         self._cache: KVCache | None = None
 
