@@ -10,7 +10,7 @@ from omnistream_ros.action.policy_facts import check_feature_key
 from omnistream_ros.action.safety import STOP_MODES, SafetySettings
 from omnistream_ros.action.spaces import Space
 from omnistream_ros.nodes import named_values
-from omnistream_ros.nodes.parameters import Change, option
+from omnistream_ros.nodes.parameter_options import Change, option
 
 _CONFIGURE = Change.UNCONFIGURED
 JOINT_OUTPUTS = ("joint_trajectory", "joint_state")

@@ -11,7 +11,7 @@ from omnistream_ros.nodes.image_input import QOS_PROFILES
 from omnistream_ros.nodes.output_messages import DEPTH_ENCODINGS
 from omnistream_ros.nodes.output_topic import MODES
 from omnistream_ros.nodes.outputs import OUTPUTS
-from omnistream_ros.nodes.parameters import Change, option
+from omnistream_ros.nodes.parameter_options import Change, option
 from omnistream_ros.nodes.transports import TRANSPORTS
 from omnistream_ros.stream.metric_scale import SCALE_SOURCES
 from omnistream_ros.stream.result import FeatureKey, FeatureKind

@@ -7,7 +7,7 @@ import dataclasses
 import re
 
 from omnistream_ros.model.cache_policy import POLICIES, Policy, make_policy
-from omnistream_ros.nodes.parameters import Change, option
+from omnistream_ros.nodes.parameter_options import Change, option
 from omnistream_ros.stream.engines import ENGINES
 
 _CONFIGURE = Change.UNCONFIGURED

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters as a typed dataclass: declared once, checked in one place, refused with the reason.
 
-Each field of a frozen dataclass, written with :func:`option`, is one ROS parameter::
+Each field of a frozen dataclass, written with `option`, is one ROS parameter::
 
     @dataclass(frozen=True)
     class Parameters:
@@ -18,84 +18,30 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import enum
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
-from rcl_interfaces.msg import (
-    FloatingPointRange,
-    IntegerRange,
-    ParameterDescriptor,
-    ParameterType,
-    SetParametersResult,
-)
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from omnistream_ros.nodes.lifecycle import Phase
+from omnistream_ros.nodes.parameter_options import (
+    Change,
+    check_value,
+    declare,
+    from_ros,
+    overrides,
+    reason_of,
+    to_ros,
+)
 from omnistream_ros.nodes.process import RefusedToStartError
 
 Values = TypeVar("Values")
 
 # What rclpy and the middleware declare or read themselves.
 _FOREIGN = ("use_sim_time", "start_type_description_service", "qos_overrides")
-_TYPES = {
-    bool: ParameterType.PARAMETER_BOOL,
-    int: ParameterType.PARAMETER_INTEGER,
-    float: ParameterType.PARAMETER_DOUBLE,
-    str: ParameterType.PARAMETER_STRING,
-    tuple: ParameterType.PARAMETER_STRING_ARRAY,
-}
-_TYPE_WORDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number with a decimal point (1.0, not 1)",
-    str: "a text",
-    tuple: 'a list of texts ([""] for none)',
-}
-
-
-class Change(enum.Enum):
-    """When a parameter may change."""
-
-    NEVER = "read only: set it when the node is started"
-    UNCONFIGURED = "takes effect at configure; may change only while the node is unconfigured"
-    ANY_TIME = "may change at any time; the next image uses it"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Option:
-    description: str
-    change: Change
-    low: float | None
-    high: float | None
-    choices: tuple[str, ...]
-    check: Callable[[Any], object] | None
-    own: bool
-    only_with: tuple[str, tuple[str, ...]] | None
-
-
-def option(
-    default: Any,
-    description: str,
-    *,
-    change: Change,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] = (),
-    check: Callable[[Any], object] | None = None,
-    own: bool = False,
-    only_with: tuple[str, tuple[str, ...]] | None = None,
-) -> Any:
-    """One parameter: a dataclass field whose type is that of ``default``.
-
-    ``check`` gets the value and raises ``ValueError`` with the reason if it cannot be used.
-    ``own``: each member of the group has one, too.
-    ``only_with``: name and values of another parameter without which nothing looks at this one.
-    """
-    record = _Option(description, change, low, high, choices, check, own, only_with)
-    return dataclasses.field(default=default, metadata={"option": record})
 
 
 class ParameterSet(Generic[Values]):
@@ -162,9 +108,9 @@ class ParameterSet(Generic[Values]):
             name = prefix + field.name
             default = field.default if defaults is None else getattr(defaults, field.name)
             try:
-                values[field.name] = _declare(self._node, name, field, default)
+                values[field.name] = declare(self._node, name, field, default)
             except (ParameterException, ValueError) as error:
-                refused.append(f"parameter '{name}': {_reason(self._node, name, field, error)}")
+                refused.append(f"parameter '{name}': {reason_of(self._node, name, field, error)}")
         if refused:
             raise RefusedToStartError("; ".join(refused))
         return values
@@ -194,7 +140,7 @@ class ParameterSet(Generic[Values]):
                     "deactivate and clean up first"
                 )
             try:
-                _check(field, _from_ros(field, parameter.value))
+                check_value(field, from_ros(field, parameter.value))
             except ValueError as error:
                 return _refusal(f"parameter '{parameter.name}': {error}")
         return SetParametersResult(successful=True)
@@ -205,7 +151,7 @@ class ParameterSet(Generic[Values]):
         for parameter in parameters:
             member, name = self._split(parameter.name)
             if name in self._fields:
-                value = _from_ros(self._fields[name], parameter.value)
+                value = from_ros(self._fields[name], parameter.value)
                 changes.setdefault(member, {})[name] = value
         common = changes.pop("", {})
         if common:
@@ -223,7 +169,7 @@ class ParameterSet(Generic[Values]):
         for member in self._values_of:
             for field in self._own:
                 if field.name in common and field.name not in except_for.get(member, {}):
-                    name, value = f"{member}.{field.name}", _to_ros(common[field.name])
+                    name, value = f"{member}.{field.name}", to_ros(common[field.name])
                     self._node.set_parameters([Parameter(name, value=value)])
 
     def _split(self, name: str) -> tuple[str, str]:
@@ -234,7 +180,7 @@ class ParameterSet(Generic[Values]):
     def _warn_of_unknown(self) -> None:
         """A misspelt parameter would otherwise be accepted and ignored."""
         own = [f"{member}.{field.name}" for member in self._values_of for field in self._own]
-        for name in _overrides(self._node):
+        for name in overrides(self._node):
             if self._node.has_parameter(name) or name.startswith(_FOREIGN):
                 continue
             hint = self._no_member(name)
@@ -251,72 +197,6 @@ class ParameterSet(Generic[Values]):
             return f": there is only one '{field}' for all"
         present = ", ".join(self._values_of)
         return f": there is no '{member}'" + (f", but {present}" if present else "")
-
-
-def _declare(node: Node, name: str, field: dataclasses.Field, default: Any) -> Any:
-    kind, record = type(field.default), field.metadata["option"]
-    descriptor = ParameterDescriptor(
-        type=_TYPES[kind],
-        description=record.description,
-        read_only=record.change is Change.NEVER,
-        additional_constraints=_constraints(record),
-    )
-    if record.low is not None and kind is int:
-        descriptor.integer_range = [IntegerRange(from_value=record.low, to_value=record.high)]
-    elif record.low is not None:
-        descriptor.floating_point_range = [
-            FloatingPointRange(from_value=float(record.low), to_value=float(record.high))
-        ]
-    parameter = node.declare_parameter(name, _to_ros(default), descriptor)
-    value = _from_ros(field, parameter.value)
-    _check(field, value)
-    return value
-
-
-def _constraints(record: _Option) -> str:
-    choices = f"One of: {', '.join(record.choices)}. " if record.choices else ""
-    return f"{choices}{record.change.value[0].upper()}{record.change.value[1:]}."
-
-
-def _from_ros(field: dataclasses.Field, value: Any) -> Any:
-    """The value as the dataclass holds it. ROS knows no empty list, so '' stands for no entry."""
-    if isinstance(field.default, tuple):
-        return tuple(entry for entry in value or () if entry != "")
-    return value
-
-
-def _to_ros(value: Any) -> Any:
-    """The other way round."""
-    return (list(value) or [""]) if isinstance(value, tuple) else value
-
-
-def _check(field: dataclasses.Field, value: Any) -> None:
-    record = field.metadata["option"]
-    if type(value) is not type(field.default):
-        raise ValueError(f"must be {_TYPE_WORDS[type(field.default)]}, got {value!r}")
-    if record.choices and value not in record.choices:
-        raise ValueError(f"must be one of {', '.join(record.choices)}, got {value!r}")
-    # Written so that NaN, which no comparison finds, is refused as well.
-    if record.low is not None and not record.low <= value <= record.high:
-        raise ValueError(f"must lie between {record.low} and {record.high}, got {value}")
-    if record.check is not None:
-        record.check(value)
-
-
-def _reason(node: Node, name: str, field: dataclasses.Field, error: Exception) -> str:
-    """Our own words instead of rclpy's for a wrong type or range."""
-    if isinstance(error, ValueError):
-        return str(error)
-    record = field.metadata["option"]
-    limits = f" between {record.low} and {record.high}" if record.low is not None else ""
-    given = _overrides(node).get(name)
-    got = f", got {given.value!r}" if given is not None else f" ({error})"
-    return f"must be {_TYPE_WORDS[type(field.default)]}{limits}{got}"
-
-
-def _overrides(node: Node) -> dict[str, Parameter]:
-    """What the user set at start; rclpy has no public name for it."""
-    return getattr(node, "_parameter_overrides", {})
 
 
 def _refusal(reason: str) -> SetParametersResult:

@@ -8,7 +8,7 @@ import re
 
 from omnistream_ros.nodes.camera_parameters import CameraParameters
 from omnistream_ros.nodes.model_parameters import ModelParameters
-from omnistream_ros.nodes.parameters import Change, option
+from omnistream_ros.nodes.parameter_options import Change, option
 
 _CONFIGURE = Change.UNCONFIGURED
 

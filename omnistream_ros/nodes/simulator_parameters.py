@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from omnistream_ros.nodes.parameters import Change, option
+from omnistream_ros.nodes.parameter_options import Change, option
 from omnistream_ros.simulation.tasks import DEFAULT, TASKS, task_named
 
 

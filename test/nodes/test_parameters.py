@@ -15,7 +15,7 @@ from ros_processes import NODE, NodeStarter, User
 
 from omnistream_ros.nodes.camera_parameters import parse_feature
 from omnistream_ros.nodes.image_checks import Drop
-from omnistream_ros.nodes.parameters import Change
+from omnistream_ros.nodes.parameter_options import Change
 from omnistream_ros.nodes.perception_parameters import PerceptionParameters
 from omnistream_ros.stream.result import FeatureKey, FeatureKind
 
