@@ -113,12 +113,20 @@ def run(create_node: Callable[[], Node], args: Sequence[str] | None = None) -> i
         del node, executor
         gc.collect()
         ended.set()
+        ignore_stop_signals()
         if abandoned:
             # The interpreter would take the libraries apart under a thread that still uses them.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
     return 0
+
+
+def ignore_stop_signals() -> None:
+    """All is in order, and the interpreter takes itself apart, which is a second's work: another
+    signal (launch sends one more) would only make the process look as if it had died of it."""
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _spin(executor: SingleThreadedExecutor, node: Node, stop: Future) -> None:

@@ -36,7 +36,7 @@ from trajectory_msgs.msg import JointTrajectory
 from omnistream_ros.nodes.lifecycle import Phase
 from omnistream_ros.nodes.parameters import ParameterSet
 from omnistream_ros.nodes.player import camera_info_message, image_message
-from omnistream_ros.nodes.process import RefusedToStartError, tune_allocator
+from omnistream_ros.nodes.process import RefusedToStartError, ignore_stop_signals, tune_allocator
 from omnistream_ros.nodes.simulator_assistants import Assistants
 from omnistream_ros.nodes.simulator_parameters import SimulatorParameters
 from omnistream_ros.simulation.environment import (
@@ -229,6 +229,7 @@ def main(args: Sequence[str] | None = None) -> int:
         serving.join(timeout=2.0)
         node.destroy_node()
         rclpy.try_shutdown()
+        ignore_stop_signals()
 
 
 def _serve(node: SimulatorNode, served: threading.Event) -> None:

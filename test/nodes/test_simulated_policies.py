@@ -34,8 +34,7 @@ HORIZON = 8
 
 
 @pytest.fixture
-def run(domain: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimulationRun:
-    monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimulationRun:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return SimulationRun("", TASKS, 2, tmp_path, horizon=HORIZON)
 
