@@ -8,8 +8,9 @@ the depth of a frame is bent until it agrees with where the keyframes have the s
 
     log depth = predicted + scale and slopes of the whole image + what is left, smoothed
 
-The first part is a robust fit; the second is carried from place to place over a few cells and fades
-to nothing where no keyframe has a place.
+The first part is a robust fit; the second is carried from place to place over a few cells. It fades
+to nothing where no keyframe has a place, and where frame and keyframes see different things:
+somebody who has come or gone is not a wall that is wrong.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ _ROUNDS = 6
 _SMALLEST_SPREAD = 0.05
 # Larger than any error of scale that was seen; beyond it keyframes are wrong, not the network.
 _LONGEST_SCALE = 0.7
-_LONGEST_REST = 0.5
 _SMOOTHING = 1.5  # cells, standard deviation
 _VOTES_OF_NOTHING = 2.0  # what "no correction" counts for, in places at the very cell
 
@@ -62,12 +62,13 @@ def correction(
     column, row = cells.T  # (n,)
     x, y = (2 * np.arange(w) + 1) / w - 1, (2 * np.arange(h) + 1) / h - 1
     basis = np.stack((np.ones(len(residual)), x[column], y[row]), axis=1)  # (n, 3)
-    shape = _robust_fit(basis, residual)
+    shape, spread = _robust_fit(basis, residual)
     shape[0] = np.clip(shape[0], -_LONGEST_SCALE, _LONGEST_SCALE)
-    rest = np.clip(residual - basis @ shape, -_LONGEST_REST, _LONGEST_REST)
+    rest = residual - basis @ shape
+    vote = _cauchy(rest, spread) ** 2
     votes, total = np.zeros((h, w)), np.zeros((h, w))
-    np.add.at(votes, (row, column), 1.0)
-    np.add.at(total, (row, column), rest)
+    np.add.at(votes, (row, column), vote)
+    np.add.at(total, (row, column), vote * rest)
     down, across = _gaussian(h), _gaussian(w)
     smooth = (down @ total @ across) / (down @ votes @ across + _VOTES_OF_NOTHING)
     bent: np.ndarray = shape[0] + shape[1] * x + shape[2] * y[:, None] + smooth
@@ -100,16 +101,20 @@ def _residuals(
     return np.concatenate(cells), np.concatenate(residuals)
 
 
-def _robust_fit(basis: np.ndarray, residual: np.ndarray) -> np.ndarray:
-    """Iteratively reweighted least squares with Cauchy's weights, from the median on."""
+def _robust_fit(basis: np.ndarray, residual: np.ndarray) -> tuple[np.ndarray, float]:
+    """Iteratively reweighted least squares from the median on: (3,), and the spread about it."""
     shape = np.array([np.median(residual), 0.0, 0.0])
     for _ in range(_ROUNDS):
         error = residual - basis @ shape
         spread = max(_SMALLEST_SPREAD, 1.4826 * float(np.median(np.abs(error))))
-        weight = 1 / (1 + (error / (2 * spread)) ** 2) / (spread**2 * _CORRELATED)
-        weighted = basis * weight[:, None]
+        weighted = basis * (_cauchy(error, spread) / (spread**2 * _CORRELATED))[:, None]
         shape = np.linalg.solve(weighted.T @ basis + np.diag(_PRIOR**-2), weighted.T @ residual)
-    return shape
+    return shape, spread
+
+
+def _cauchy(error: np.ndarray, spread: float) -> np.ndarray:
+    weight: np.ndarray = 1 / (1 + (error / (2 * spread)) ** 2)
+    return weight
 
 
 def _gaussian(n: int) -> np.ndarray:

@@ -53,9 +53,7 @@ def slanted(log_scale: float, right: float, down: float) -> torch.Tensor:
 
 
 @settings(max_examples=12, deadline=None)
-@given(
-    st.floats(-0.5, 0.5), st.floats(-0.15, 0.15), st.floats(-0.15, 0.15)
-)
+@given(st.floats(-0.5, 0.5), st.floats(-0.15, 0.15), st.floats(-0.15, 0.15))
 def test_a_scale_and_slopes_are_taken_back(log_scale: float, right: float, down: float) -> None:
     head = PointHead().requires_grad_(False)
     keys = [keyframe(head, HERE), keyframe(head, look(0.05, 0, 0, (0, 4, 0)), 1)]
@@ -95,6 +93,18 @@ def test_somebody_in_front_does_not_move_the_room(head: PointHead) -> None:
     assert bend is not None
     left = error(corrected(with_somebody, bend), THERE)
     assert np.abs(left[:, 60:]).mean() < 0.02  # far from the person
+
+
+def test_somebody_who_leaves_leaves_no_ghost(head: PointHead) -> None:
+    """A camera that stands still, with one keyframe in which a person hides a quarter of a wall."""
+    key = keyframe(head, HERE)
+    column, row = key.cells.T
+    hidden = (column > 8) & (column < 20) & (row > 6)
+    key.predicted = np.where(hidden, key.predicted - 0.7, key.predicted)
+    empty = torch.from_numpy(render(HERE).depth).float()
+    bend = correction(empty, [key], geometry.rigid_inverse(HERE))
+    assert bend is not None
+    assert np.abs(error(corrected(empty, bend), HERE)).max() < 0.05
 
 
 def test_too_little_in_common_says_nothing(head: PointHead) -> None:
