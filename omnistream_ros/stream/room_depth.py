@@ -96,8 +96,10 @@ def _residuals(
         if seen.mean() < _OVERLAP:
             continue
         cell = np.rint(places[seen]).astype(np.int64)
-        cells.append(cell)
-        residuals.append(np.log(depth[seen]) - log_depth[cell[:, 1], cell[:, 0]])
+        residual = np.log(depth[seen]) - log_depth[cell[:, 1], cell[:, 0]]
+        known = np.isfinite(residual)  # the network may have said nothing usable there
+        cells.append(cell[known])
+        residuals.append(residual[known])
     return np.concatenate(cells), np.concatenate(residuals)
 
 

@@ -107,6 +107,15 @@ def test_somebody_who_leaves_leaves_no_ghost(head: PointHead) -> None:
     assert np.abs(error(corrected(empty, bend), HERE)).max() < 0.05
 
 
+def test_depth_that_is_no_number_spoils_nothing_else(head: PointHead) -> None:
+    broken = 1.2 * torch.from_numpy(render(THERE).depth).float()
+    broken[40:60, 40:60] = torch.nan
+    bend = correction(broken, [keyframe(head, HERE)], geometry.rigid_inverse(THERE))
+    assert bend is not None
+    assert np.nanmean(np.abs(error(corrected(broken, bend), THERE))) < 0.02
+    assert correction(broken * torch.nan, [keyframe(head, HERE)], np.eye(4)) is None
+
+
 def test_too_little_in_common_says_nothing(head: PointHead) -> None:
     depth = torch.from_numpy(render(HERE).depth).float()
     away = geometry.rigid_inverse(look(turn=(0, 150, 0)))
