@@ -14,9 +14,6 @@ from typing import NamedTuple
 
 from sensor_msgs.msg import CompressedImage, Image
 
-# Longest that `put` lets a waiting thread go first, seconds; that takes a tenth of a millisecond.
-_COURTESY_S = 0.002
-
 
 class PendingImage(NamedTuple):
     """A received image that passed the checks of `image_checks`.
@@ -39,27 +36,18 @@ class Inbox:
     """Slots for some cameras. `put`, `empty` and `wake` by any thread, `take` by one."""
 
     def __init__(self, cameras: Iterable[str]) -> None:
-        lock = threading.RLock()
-        self._condition = threading.Condition(lock)
-        self._taken = threading.Condition(lock)
-        # All below are guarded by the lock. The order is that of service, longest ago first.
+        self._condition = threading.Condition()
+        # All below are guarded by the condition. The order is that of service, longest ago first.
         self._order = list(cameras)
         self._waiting: dict[str, PendingImage] = {}
         self._closed = False
-        self._idle = False  # somebody waits in `take`
 
     def put(self, camera: str, image: PendingImage) -> bool:
-        """Leave an image; returns whether it replaces one that nobody took.
-
-        Whoever waits for it goes first. Without this rendezvous it would wait for Python's lock
-        until the executor has done all it does between two messages, half a millisecond in rclpy.
-        """
+        """Leave an image; returns whether it replaces one that nobody took."""
         with self._condition:
             replaced = camera in self._waiting
             self._waiting[camera] = image
             self._condition.notify()
-            if self._idle:
-                self._taken.wait(_COURTESY_S)
             return replaced
 
     def empty(self, camera: str) -> bool:
@@ -107,8 +95,5 @@ class Inbox:
                     del ready[at_once:]
                     self._order = [c for c in self._order if c not in ready] + ready
                     return {camera: self._waiting.pop(camera) for camera in ready}
-                self._idle = True
                 self._condition.wait(shortest)
-                self._idle = False
-                self._taken.notify()
             return None

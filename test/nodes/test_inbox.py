@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import threading
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sensor_msgs.msg import Image
 
-from omnistream_ros.nodes import inbox as inbox_module
 from omnistream_ros.nodes.inbox import Inbox, PendingImage
 
 
@@ -79,49 +77,3 @@ def test_close_releases_whoever_waits() -> None:
     thread.join(30)
     assert ends == [None]
     assert inbox.take(1, at_once) is None
-
-
-def test_whoever_waits_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also before the executor goes on: `put` comes back to an empty slot."""
-    monkeypatch.setattr(inbox_module, "_COURTESY_S", 30.0)
-    inbox, looked, taken = Inbox("ab"), threading.Event(), []
-
-    def patience(camera: str, _: PendingImage) -> float:
-        looked.set()
-        return 60.0 if camera == "a" else 0.0
-
-    inbox.put("a", image(1))  # nobody waits yet, so this does not either
-    thread = threading.Thread(target=lambda: taken.append(inbox.take(1, patience)))
-    thread.start()
-    assert looked.wait(30)  # and holds the lock until it waits
-    assert not inbox.put("b", image(2))
-    assert not inbox.empty("b")
-    thread.join(30)
-    assert taken == [{"b": image(2)}]
-
-
-def test_a_waiting_thread_that_gets_no_turn_delays_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inbox_module, "_COURTESY_S", 1e-3)
-    inbox, there, go_on = Inbox("a"), threading.Event(), threading.Event()
-
-    class Slow:
-        """A condition whose wait comes back late."""
-
-        def __init__(self, condition: threading.Condition) -> None:
-            self._condition = condition
-
-        def wait(self, timeout: float | None) -> bool:
-            self._condition.release()
-            there.set()
-            go_on.wait(30)
-            return self._condition.acquire()
-
-    monkeypatch.setattr(inbox._condition, "wait", Slow(inbox._condition).wait)
-    thread = threading.Thread(target=inbox.take, args=(1, at_once))
-    thread.start()
-    assert there.wait(30)
-    assert not inbox.put("a", image(1))
-    assert inbox.put("a", image(2))
-    go_on.set()
-    thread.join(30)
-    assert not inbox.empty("a")
