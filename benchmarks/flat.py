@@ -164,7 +164,7 @@ def draw(rows: list[dict], path: Path) -> None:
         axes.set_xlabel("thousand frames")
         axes.set_ylabel(label)
         axes.grid(color="#e6e8eb", linewidth=0.7)
-    right.legend(frameon=False, fontsize=7)
+    right.legend(frameon=False, fontsize=7, ncols=2, loc="upper center")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 

@@ -119,7 +119,8 @@ def main(folder: Path) -> int:
     print(flat(folder), "\n")
     print(engines(folder))
     draw(folder)
-    draw_flat(flat_rows(folder), folder / "flat.png")
+    longest = {row["mode"]: row for row in sorted(flat_rows(folder), key=lambda row: row["frames"])}
+    draw_flat(list(longest.values()), folder / "flat.png")
     return 0
 
 
