@@ -35,7 +35,7 @@ from omnistream_ros.nodes.model_setup import choose_device, load_engine, make_st
 from omnistream_ros.nodes.output_messages import ModelFacts
 from omnistream_ros.nodes.parameters import ParameterSet
 from omnistream_ros.nodes.perception_parameters import PerceptionParameters
-from omnistream_ros.nodes.process import run
+from omnistream_ros.nodes.process import give_back_memory, run
 from omnistream_ros.nodes.scale_inputs import ScaleInputs
 from omnistream_ros.nodes.stream_services import StreamServices, flattened
 from omnistream_ros.nodes.worker import StreamWorker
@@ -208,6 +208,7 @@ class PerceptionNode(ManagedNode):
         self._streams = self._engine = self._model = None
         # Modules refer to themselves in circles; without this their weights wait for a collection.
         gc.collect()
+        give_back_memory()
         if self._device.startswith("cuda"):
             torch.cuda.empty_cache()
 
