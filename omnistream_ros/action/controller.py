@@ -302,7 +302,7 @@ class Controller:
         if self._failure:
             return Reason.POLICY_FAILED, self._failure
         if self._unanswered:
-            return Reason.NO_CHUNK, "waiting for the policy's first answer"
+            return Reason.NO_CHUNK, "the policy has not answered yet"
         if self._computing:
             return Reason.CHUNK_USED_UP, "the policy is slower than its horizon"
         return Reason.CHUNK_USED_UP, "nothing new has come since the policy's last answer"

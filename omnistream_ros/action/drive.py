@@ -52,7 +52,8 @@ class Drive:
         self._rested_s = 0.0
         self._joint_limiter = JointLimiter(self._joint_limits)
         self._motion_limiter = MotionLimiter(self._motion_limits)
-        self._turns = np.zeros(len(self._joints))  # from the limiter's angles to the robot's
+        # From the limiter's angles to the robot's.
+        self._turns: np.ndarray = np.zeros(len(self._joints))
 
     def execute(
         self, due: np.ndarray, measured: np.ndarray, seconds: float, clamps: set[Clamp]

@@ -118,6 +118,7 @@ class ManagedNode(LifecycleNode):
         if not self._go_down(self.stop):
             return _ERROR
         self.phase = Phase.INACTIVE
+        self.get_logger().info("deactivated")
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:

@@ -225,6 +225,7 @@ class PerceptionNode(ManagedNode):
                 self._cameras[name].request_reset()
             response.success = True
             response.message = "the next image begins a new epoch"
+            self.get_logger().info(f"reset{f' of {camera}' if camera else ''}: {response.message}")
             return response
 
         return reset
