@@ -162,13 +162,22 @@ def test_ctrl_c_while_it_is_still_importing_ends_it_without_a_word(tmp_path: Pat
     )
     for module in ("slow", "quick"):
         (tmp_path / f"{module}_program.py").write_text(text.replace("@MODULE@", module))
+
+    def heard() -> (
+        None
+    ):  # a shell without job control has what it starts in the background ignore it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     command = [sys.executable, str(tmp_path / "slow_program.py")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heard
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"importing\n"
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=60) == (b"", b"")
     assert process.returncode == -signal.SIGINT
     # Afterwards it is Python's again: some programs do something about it.
-    done = subprocess.run([sys.executable, str(tmp_path / "quick_program.py")], capture_output=True)
+    command = [sys.executable, str(tmp_path / "quick_program.py")]
+    done = subprocess.run(command, capture_output=True, preexec_fn=heard)
     assert done.stdout == b"default_int_handler\n"
