@@ -102,7 +102,8 @@ class CameraStream:
             and self._model.camera_head is None
         ):
             raise ValueError(
-                f"model {self._config.name!r} has no camera head; ask with Outputs(pose=False)"
+                f"model {self._config.name!r} has no camera head; ask with Outputs(pose=False), "
+                "and set consistent_depth=False where pose='fused'"
             )
         for key in outputs.features:
             check_feature(key, self._config)

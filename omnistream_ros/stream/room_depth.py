@@ -15,6 +15,7 @@ somebody who has come or gone is not a wall that is wrong.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 import numpy as np
@@ -119,6 +120,7 @@ def _cauchy(error: np.ndarray, spread: float) -> np.ndarray:
     return weight
 
 
+@functools.cache  # the sides of cameras' images, in cells, are few
 def _gaussian(n: int) -> np.ndarray:
     """(n, n): blurs a row or column; what lies outside counts for nothing."""
     distance = np.arange(n)[:, None] - np.arange(n)
