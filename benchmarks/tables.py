@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -119,10 +120,11 @@ def main(folder: Path) -> int:
     print(flat(folder), "\n")
     print(engines(folder))
     draw(folder)
-    longest = {row["mode"]: row for row in sorted(flat_rows(folder), key=lambda row: row["frames"])}
-    draw_flat(list(longest.values()), folder / "flat.png")
+    draw_flat(flat_rows(folder), folder / "flat.png")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="docs/performance")
+    sys.exit(main(parser.parse_args().folder))
