@@ -12,8 +12,8 @@ from typing import Any
 def overview(content: dict[str, Any]) -> str:
     """All sequences and their means."""
     head = ("sequence", "frames", "AbsRel metric", "d &lt; 1.25 metric", "AbsRel scale",
-            "d &lt; 1.25 scale", "AbsRel constant", "ATE (m)", "RPE (m)", "RPE (deg)",
-            "ATE static (m)")  # fmt: skip
+            "d &lt; 1.25 scale", "AbsRel constant", "ATE SE(3) (m)", "ATE Sim(3) (m)",
+            "RPE (m)", "RPE (deg)", "ATE static (m)")  # fmt: skip
     rows = []
     for one in content["sequences"]:
         if one["status"] == "failed":
@@ -36,7 +36,8 @@ def overview(content: dict[str, Any]) -> str:
     return out + (
         '<p class="soft">Depth: <b>metric</b> as predicted, <b>scale</b> after one factor per '
         "sequence, <b>constant</b> the baseline that sees nothing: the sequence's median depth "
-        "everywhere. Pose: ATE and RPE after Sim(3) alignment (rotation, translation, scale); "
+        "everywhere. Pose: <b>ATE SE(3)</b> is in metres as estimated; <b>ATE Sim(3)</b> and RPE are "
+        "after alignment with scale, the protocol's way; "
         "<b>static</b> is a camera that stands still. Depth means are weighted by valid pixels, "
         "pose means are not.</p>"
     )
@@ -52,6 +53,7 @@ def _headline(numbers: dict[str, Any]) -> list[str]:
         _number(scale.get("abs_rel"), 3),
         _percent(scale.get("delta1")),
         _number(depth.get("constant", {}).get("abs_rel"), 3),
+        _number(pose.get("se3", {}).get("ate_m"), 3),
         _number(sim3.get("ate_m"), 3),
         _number(sim3.get("rpe_m"), 4),
         _number(sim3.get("rpe_deg"), 2),

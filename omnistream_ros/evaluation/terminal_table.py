@@ -11,8 +11,8 @@ def table(content: dict[str, Any]) -> str:
     """The result as text, one line per sequence."""
     width = max([8, *(len(one["name"]) for one in content["sequences"])])
     lines = [
-        " " * width + "  frames  AbsRel  d<1.25  AbsRel  d<1.25  constant     ATE      RPE     RPE",
-        " " * width + "          metric  metric   scale   scale    AbsRel    sim3     sim3     deg",
+        " " * width + "  frames  AbsRel  d<1.25  AbsRel  d<1.25  constant     ATE     ATE      RPE     RPE",
+        " " * width + "          metric  metric   scale   scale    AbsRel     se3    sim3     sim3     deg",
     ]
     for one in content["sequences"]:
         if one["status"] == "failed":
@@ -39,6 +39,7 @@ def _cells(numbers: dict[str, Any]) -> str:
     sim3 = pose.get("sim3", {})
     return (
         out
+        + _cell(pose.get("se3", {}).get("ate_m"), 8, 3)
         + _cell(sim3.get("ate_m"), 8, 3)
         + _cell(sim3.get("rpe_m"), 9, 4)
         + _cell(sim3.get("rpe_deg"), 8, 3)

@@ -146,4 +146,6 @@ def test_failed_sequences_are_named_and_in_no_mean(corridor, perfect_predictions
         {"sequences": [summary.sequence_numbers(r) for r in results], "averages": mean}
     )
     assert "absent    failed: no recording at" in text
+    metres, scaled = (mean["pose"][name]["ate_m"] for name in ("se3", "sim3"))
+    assert f"{metres:8.3f}{scaled:8.3f}" in text.splitlines()[-2]
     assert "not in the mean: absent" in text
