@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from omnistream_ros.model import ModelConfig, OmniStream, Prediction, build_model, load_model
 from omnistream_ros.model.sentence_encoder import WIDTH
+from omnistream_ros.model.trunk import SameConv
 from omnistream_ros.training.augment import AugmentSettings
 from omnistream_ros.training.curve import LossTable
 from omnistream_ros.training.data import Batch, Clip, ClipSampler, validation_clips
@@ -95,14 +96,23 @@ class TrainSettings:
             raise ValueError(f"a stream has two frames or more, got {self.stream_frames}")
 
 
-def _keep_depthwise_in_float32(model: OmniStream) -> None:
-    """Where products run in bfloat16, depthwise convolutions do not.
+class _Float32Conv(SameConv):
+    """A depthwise convolution of the trunk that stays in float32 where products run in bfloat16.
 
-    Their backward pass on CPUs has no bfloat16 kernel: 5x5 ones took a quarter of a training step.
+    Its backward pass on CPUs has no bfloat16 kernel: 5x5 ones took a quarter of a training step.
     """
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float())
+
+
+def _keep_depthwise_in_float32(model: OmniStream) -> None:
     for module in model.modules():
-        if isinstance(module, nn.Conv2d) and module.groups > 1:
-            module.forward = _without_autocast(module.forward)  # type: ignore[method-assign,assignment]
+        if isinstance(module, SameConv) and module.groups > 1:
+            # Another class, not a wrapped `forward`: a deep copy of that, such as the moving
+            # average, would compute with the weights of the original.
+            module.__class__ = _Float32Conv
 
 
 def _with_language_head(model: OmniStream) -> OmniStream:
@@ -110,14 +120,6 @@ def _with_language_head(model: OmniStream) -> OmniStream:
     whole = build_model(replace(model.config, language_width=WIDTH))
     whole.load_state_dict(model.state_dict(), strict=False)
     return whole
-
-
-def _without_autocast(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    def run(x: Tensor) -> Tensor:
-        with torch.autocast("cpu", enabled=False):
-            return forward(x.float())
-
-    return run
 
 
 class Trainer:

@@ -168,6 +168,30 @@ def test_moving_average_is_not_the_weights_and_is_what_gets_exported(
     assert not list(tmp_path.rglob("*.part*"))
 
 
+@torch.no_grad()
+def test_moving_average_computes_with_its_own_weights(clips: Path, tmp_path: Path) -> None:
+    """In bfloat16, where depthwise convolutions are made to stay in float32."""
+    settings = replace(_settings(clips, tmp_path / "run", steps=1), bfloat16=True)
+    trainer = Trainer(replace(TINY, patch_embed="efficientnet_lite0"), settings, report=_quiet)
+    pixels = trainer.sampler.batch(0).pixels
+
+    def answer(model: OmniStream) -> torch.Tensor:
+        depth = model.forward_clip(pixels, rays=False, camera=False).depth
+        assert depth is not None
+        return depth
+
+    def change(model: OmniStream) -> None:
+        for module in model.modules():
+            if isinstance(module, torch.nn.Conv2d) and module.groups > 1:
+                module.weight *= 1.5
+
+    before = answer(trainer.average)
+    change(trainer.model)
+    torch.testing.assert_close(answer(trainer.average), before, rtol=0, atol=0)
+    change(trainer.average)
+    assert not torch.allclose(answer(trainer.average), before)
+
+
 def test_nan_stops_with_step_and_batch_saved_and_resumes_before_it(
     clips: Path, tmp_path: Path
 ) -> None:
