@@ -255,9 +255,14 @@ class ClipSampler:
         """Width and height of the rendered clips; None where nothing else is mixed in."""
         if self.recorded is None:
             return None
-        if self._own_size is None:
-            height, width = read_clip(self.folder / self.names[0]).rgb.shape[1:3]
-            self._own_size = (width, height)
+        while self._own_size is None:
+            name = self.names[0]
+            try:
+                height, width = read_clip(self.folder / name).rgb.shape[1:3]
+            except ClipError as error:
+                self.leave_out({name: str(error)})
+            else:
+                self._own_size = (width, height)
         return self._own_size
 
     def leave_out(self, refused: dict[str, str]) -> None:
@@ -355,12 +360,15 @@ def walk_to_and_fro(
 
 
 def validation_clips(folder: Path, *, limit: int, length: int) -> list[Clip]:
-    """The first `limit` held-out takes of at least `length` frames, cut to that, unaugmented."""
+    """The first `limit` held-out takes of at least `length` frames, cut to that, unaugmented.
+
+    A clip that cannot be read is passed over: it would be missing from every judgement alike.
+    """
     clips = []
     for name in filter(is_validation, find_clips(folder)):
         try:
             clips.append(read_clip(folder / name, lambda bounds: _first_take(bounds, length)))
-        except TooShortError:
+        except ClipError:
             continue
         if len(clips) == limit:
             break

@@ -260,6 +260,10 @@ def test_recorded_clips_come_at_their_share(tmp_path: Path) -> None:
         clip.rgb[:] = level
         write_clip(folder / "clip_000000.npz", clip)  # recorded clips have no held-out numbers
         write_clip(folder / "clip_000001.npz", clip)
+    (rendered / "clip_000000.npz").unlink()
+    # The first one cannot be read: the next one says how large clips are.
+    (rendered / "clip_000001.npz").rename(rendered / "clip_000002.npz")
+    (rendered / "clip_000001.npz").write_bytes(b"not a zip")
     plain = AugmentSettings(photometric=False)
     sampler = ClipSampler(
         rendered,
@@ -338,6 +342,7 @@ def test_sampler_leaves_out_held_out_and_broken_clips(tmp_path: Path) -> None:
     sampler.refresh()
     assert sampler.names == ["clip_000051.npz"], "a refused clip does not come back"
     assert is_validation("clip_000050.npz")
+    (tmp_path / "clip_000000.npz").write_bytes(b"not a zip")
     assert [len(c) for c in validation_clips(tmp_path, limit=3, length=5)] == [5]
 
 
