@@ -54,9 +54,8 @@ def adjust(free: list[Keyframe], fixed: list[Keyframe]) -> bool:
         return False
     problem = _Problem(frames, edges, len(free), poses=len(free) - (not fixed))
     for _ in range(_ROUNDS):
-        problem.step()
-    if not problem.finite():
-        return False
+        if not problem.step():
+            return False
     problem.write_back()
     return True
 
@@ -95,8 +94,8 @@ class _Problem:
         self._unknown = np.flatnonzero(unknown)  # which of the F * D parameters
         self._depth_information = 1 / self._prior
 
-    def step(self) -> None:
-        """One step of Gauss-Newton on everything unknown."""
+    def step(self) -> bool:
+        """One step of Gauss-Newton on everything unknown; False when it leads nowhere."""
         F, N = self._correction.shape
         shape_of_depth = (self._basis @ self._shape[..., None])[..., 0]
         points = self._rays * np.exp(self._predicted + shape_of_depth + self._correction)[..., None]
@@ -162,6 +161,8 @@ class _Problem:
         diagonal = np.diag(matrix)
         damping = np.diag(_DAMPING * (diagonal + max(diagonal.mean(), 1e-6)) + 1e-9)
         move = np.linalg.solve(matrix + damping, -vector)
+        if not (np.isfinite(move).all() and np.isfinite(depth_gradient).all()):
+            return False
 
         for source in set(self._source):
             pull = depth_gradient[source] + coupled[source] @ move
@@ -173,11 +174,7 @@ class _Problem:
         for i in range(self._poses):
             self._motions[i] = perturbed(self._motions[i], every[i, :6])
         self._shape[: self._free] += every[: self._free, 6:]
-
-    def finite(self) -> bool:
-        """Whether the outcome can be used at all."""
-        numbers = (np.stack(self._motions), self._shape, self._correction)
-        return all(bool(np.isfinite(n).all()) for n in numbers)
+        return True
 
     def write_back(self) -> None:
         """Put the outcome into the keyframes."""

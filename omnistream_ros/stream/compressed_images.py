@@ -15,8 +15,9 @@ from omnistream_ros.stream.rvl import decode_rvl
 #: int32 kind, float32 A, float32 B, in front of the picture.
 _DEPTH_HEADER = struct.Struct("<iff")
 _RVL_SIZE = struct.Struct("<II")  # columns, rows
-#: RVL takes half a byte per run at least; what claims more pixels for its bytes is broken.
-_MOST_PIXELS_PER_BYTE = 50_000
+#: Pixels of an RVL image. Their number does not follow from that of the bytes: an image in which
+#: nothing is known is one run of zeros, a few bytes whatever its size.
+_MOST_PIXELS = 2**26
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -129,8 +130,8 @@ def _rvl(data: bytes, message_format: str) -> np.ndarray:
         raise _broken(message_format, "no size in front of the RVL stream")
     columns, rows = _RVL_SIZE.unpack_from(data)
     stream = data[_RVL_SIZE.size :]
-    if not 0 < columns * rows <= _MOST_PIXELS_PER_BYTE * max(len(stream), 1):
-        raise _broken(message_format, f"{len(stream)} bytes cannot hold {columns}x{rows} pixels")
+    if not 0 < columns * rows <= _MOST_PIXELS:
+        raise _broken(message_format, f"it says to be {columns}x{rows} pixels large")
     try:
         return decode_rvl(stream, columns * rows).reshape(rows, columns)
     except ValueError as error:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from omnistream_ros.stream.undistort import Undistorter
 
 _INT64 = (-(2**63), 2**63 - 1)
+# No lens is shorter or longer than these many image widths (0.06 to 180 degrees), and no crop is
+# further off its centre: numbers beyond overflow in the geometry instead of saying what is wrong.
+_SHORTEST, _LONGEST = 1e-3, 1e3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Intrinsics:
     """A pinhole camera without distortion, in pixels of an image of ``width`` x ``height``.
 
     Raises:
-        ValueError: a number is not finite, a focal length or a size is not positive.
+        ValueError: a number is not finite, a focal length or a size is not positive, or a focal
+            length or the principal point is out of all proportion to the size of the image.
     """
 
     fx: float
@@ -55,6 +59,15 @@ class Intrinsics:
             if size < 1:
                 raise ValueError(f"intrinsics: {name} must be at least 1 pixel, got {size}")
             object.__setattr__(self, name, size)
+        for name, focal, centre, size in (
+            ("fx and cx", self.fx, self.cx, self.width),
+            ("fy and cy", self.fy, self.cy, self.height),
+        ):
+            if not _SHORTEST * size <= focal <= _LONGEST * size or abs(centre) > _LONGEST * size:
+                raise ValueError(
+                    f"intrinsics: {name} must be pixels of an image of {self.width}x{self.height}, "
+                    f"got {focal:g} and {centre:g}: calibrate the camera"
+                )
 
     @classmethod
     def from_fov(cls, horizontal: float, vertical: float, width: int, height: int) -> Intrinsics:

@@ -87,6 +87,10 @@ def solve_motion(
         sightings: of the points; only those seen are used.
         camera: (4,) fx, fy, cx, cy in cells.
         start: (4, 4) where to start.
+
+    Returns:
+        What was found; where the numbers lead nowhere (points without end), the start with no
+        support.
     """
     seen = sightings.seen
     points, rays, variance = points[seen], rays[seen], variance[seen]
@@ -116,6 +120,8 @@ def solve_motion(
         diagonal = np.diag(information)
         floor = np.diag(_DAMPING * (diagonal + max(diagonal.mean(), 1e-6)) + 1e-9)
         step = np.linalg.solve(information + floor, -gradient)
+        if not np.isfinite(step).all():
+            return Motion(start, _UNKNOWN * np.eye(6), 0.0)
         matrix = perturbed(matrix, step)
         settled = bool(np.abs(step).max() < (_NEARLY if early else _SETTLED))
         early, last = early and not settled, settled and not early

@@ -144,3 +144,17 @@ def test_sightings_of_nothing_do_no_harm() -> None:
     for key, pose in zip(keys, PATH, strict=True):
         assert np.isfinite(key.points()).all()
         assert gap(key, pose) < (1e-6, 1e-6)
+
+
+def test_numbers_that_lead_nowhere_change_nothing() -> None:
+    keys = linked()
+    number, sightings = next(iter(keys[2].seen_by.items()))
+    keys[2].seen_by[number] = Sightings(
+        np.full_like(sightings.position, np.nan), sightings.whitening
+    )
+    before = [(key.camera_from_world.copy(), key.correction.copy()) for key in keys]
+    with np.errstate(all="ignore"):
+        assert not adjust(keys[1:], keys[:1])
+    for key, (pose, correction) in zip(keys, before, strict=True):
+        assert np.array_equal(key.camera_from_world, pose)
+        assert np.array_equal(key.correction, correction)

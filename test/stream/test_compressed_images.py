@@ -93,14 +93,24 @@ def test_depth_by_rvl() -> None:
     assert inverse[known] == pytest.approx(1000.0 / (stored[known] + 10.0), rel=1e-5)
 
 
+@pytest.mark.parametrize("size", [(1280, 720), (3840, 2160)])
+def test_rvl_in_which_nothing_is_known(size: tuple[int, int]) -> None:
+    """A covered sensor: one run of zeros, a few bytes however large the image is."""
+    stream = encode_rvl([0] * (size[0] * size[1]))
+    assert len(stream) < 16
+    depth = decode_depth(HEADER + struct.pack("<II", *size) + stream, "16UC1; compressedDepth rvl")
+    assert depth.shape == size[::-1]
+    assert np.isnan(depth).all()
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
         (b"", "0 bytes are too few"),
         (HEADER, "12 bytes are too few"),
         (HEADER + b"abc", "no size"),
-        (HEADER + struct.pack("<II", 0, 30) + b"abcd", "cannot hold 0x30"),
-        (HEADER + struct.pack("<II", 2**31, 2**31) + b"abcd", "cannot hold"),
+        (HEADER + struct.pack("<II", 0, 30) + b"abcd", "0x30 pixels"),
+        (HEADER + struct.pack("<II", 2**31, 2**31) + b"abcd", "pixels large"),
         (HEADER + struct.pack("<II", 4, 4), "ends after 0 of 16"),
         (HEADER + struct.pack("<II", 4, 4) + b"\xff" * 8, "RVL stream"),
     ],

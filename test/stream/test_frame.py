@@ -34,12 +34,12 @@ def test_from_fov_inverts_fov(h: float, v: float, width: int, height: int) -> No
 
 @given(
     st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 4000),
-    st.floats(-100, 5000), st.floats(-100, 5000),
+    st.floats(-2, 3), st.floats(-2, 3),
 )  # fmt: skip
 def test_resizing_keeps_field_of_view_and_goes_back(
-    w: int, h: int, w2: int, h2: int, cx: float, cy: float
+    w: int, h: int, w2: int, h2: int, x: float, y: float
 ) -> None:
-    camera = Intrinsics(0.8 * w, 0.9 * w, cx, cy, w, h)
+    camera = Intrinsics(0.8 * w, 0.9 * h, x * w, y * h, w, h)
     small = camera.resized(w2, h2)
     assert small.fov() == pytest.approx(camera.fov(), abs=1e-9)
     back = small.resized(w, h)
@@ -62,6 +62,9 @@ def test_resizing_to_half_keeps_the_ray_through_a_block_of_pixels() -> None:
         ("cy", math.inf, "finite"),
         ("width", 0, "at least 1"),
         ("height", -4, "at least 1"),
+        ("fx", 1e-200, "calibrate"),
+        ("fy", 1e300, "calibrate"),
+        ("cx", -1e30, "calibrate"),
     ],
 )
 def test_bad_intrinsics_are_refused(field: str, value: float, message: str) -> None:

@@ -126,7 +126,9 @@ def test_what_was_not_seen_may_hold_anything() -> None:
     assert np.allclose(solve(points, seen).matrix, truth, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["nothing seen", "behind", "one point", "all the same"])
+@pytest.mark.parametrize(
+    "kind", ["nothing seen", "behind", "one point", "all the same", "too large", "not a number"]
+)
 def test_hopeless_input_gives_finite_numbers_and_a_large_covariance(kind: str) -> None:
     points = cloud()
     seen = Sightings(sightings(points, np.eye(4)).position + 1.0, np.tile(PRECISE, (300, 1)))
@@ -136,6 +138,10 @@ def test_hopeless_input_gives_finite_numbers_and_a_large_covariance(kind: str) -
         points = -points
     elif kind == "one point":
         seen.whitening[1:] = 0.0
+    elif kind == "too large":
+        seen.position[:] = 1e200
+    elif kind == "not a number":
+        points[:] = np.nan
     else:
         points = np.tile(points[:1], (300, 1))
         seen.position[:] = seen.position[0]
