@@ -112,7 +112,7 @@ class Controller:
         self._presses = stop.presses
         self._stopped = False
         self._computing = False
-        self._unanswered = True  # since the world began anew
+        self._unanswered = True  # since the last plan became void
         self._failure = ""
 
     # --- what arrives ---
@@ -122,7 +122,7 @@ class Controller:
         with self._lock:
             drop, anew = self._gate.frame(stream, origin, payload, now_ns, self.settings)
             if anew:
-                self._void(Drop.CHUNK_EPOCH)
+                self._void(Drop.CHUNK_EPOCH, anew=True)
             return drop
 
     def joints_arrived(
@@ -144,7 +144,7 @@ class Controller:
             if drop is not None:
                 self.drops.add(drop)
             if drop is not None or said.text != before:
-                self._void(Drop.CHUNK_INSTRUCTION)
+                self._void(Drop.CHUNK_INSTRUCTION, anew=True)
             if drop is not None:
                 return drop, f"{said.refused}; the robot holds until a good one comes"
             return None, f"following: {said.text}"
@@ -230,7 +230,7 @@ class Controller:
         """Commands go elsewhere from now on (dry run or robot): begin where the robot is."""
         with self._lock:
             self._drive.start_over()
-            self._void(Drop.CHUNK_HELD)
+            self._void(Drop.CHUNK_HELD, anew=True)
 
     # --- for reports ---
 
@@ -266,23 +266,28 @@ class Controller:
         used_up = self.clock - chunk.anchor >= spec.horizon
         return Drop.CHUNK_LATE if used_up or now_ns - chunk.stamp_ns > longest_s * _NS else None
 
-    def _void(self, why: Drop) -> None:
-        """No action that is planned or being computed counts any more."""
+    def _void(self, why: Drop, *, anew: bool) -> None:
+        """No action that is planned or being computed counts any more.
+
+        Args:
+            anew: the policy shall forget the past too; after a pause it goes on where it was.
+        """
         self._generation += 1
         self._voided_by = why
-        self._reset = self._unanswered = True
+        self._unanswered = True
+        self._reset = self._reset or anew
         self._plan.clear()
 
     def _time_began_anew(self) -> None:
         self.drops.add(Drop.CLOCK_BACKWARDS)
         self._gate.forget()
-        self._void(Drop.CLOCK_BACKWARDS)
+        self._void(Drop.CLOCK_BACKWARDS, anew=True)
 
     def _notice_stop(self) -> None:
         """Also a press that was cleared between two ticks ends everything that was planned."""
         if self._presses != self._stop.presses:
             self._presses = self._stop.presses
-            self._void(Drop.CHUNK_STOPPED)
+            self._void(Drop.CHUNK_STOPPED, anew=False)
 
     def _obstacle(self, now_ns: int, seconds: float) -> tuple[Reason, str]:
         """The first reason not to execute, with a sentence; NONE if there is none."""
@@ -295,7 +300,7 @@ class Controller:
         missing = self._gate.obstacle(now_ns, self.settings)
         if missing is not None:
             if self._plan.newest is not None:  # of before the pause
-                self._void(Drop.CHUNK_HELD)
+                self._void(Drop.CHUNK_HELD, anew=False)
             return missing
         if self._plan.left(self.clock) > 0.0:
             return Reason.NONE, ""

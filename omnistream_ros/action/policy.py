@@ -90,7 +90,10 @@ class Policy(Protocol):
         ...
 
     def reset(self) -> None:
-        """The world has begun anew: a new epoch, another instruction. Forget the past."""
+        """The world has begun anew: a new epoch, another instruction. Forget the past.
+
+        After a pause or an emergency stop the world is the same, and this is not called.
+        """
         ...
 
     def cancel(self) -> None:

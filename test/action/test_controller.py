@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monitor import JointMonitor
+from policy_files import with_action
 from robots import JOINTS, NEEDS, NS, PERIOD_S, SPEC, TWIST, Rig, limits
 
 from omnistream_ros.action.blending import Blending
 from omnistream_ros.action.drive import Command
-from omnistream_ros.action.policy import Needs
+from omnistream_ros.action.policy import Needs, Observation
 from omnistream_ros.action.safety import Drop, Reason, State
+from omnistream_ros.action.scripted_policy import ScriptedPolicy
 
 
 def _still(commands: list[Command | None]) -> bool:
@@ -148,6 +150,68 @@ def test_time_that_goes_back_forgets_everything() -> None:
     assert _still(held)
     rig.live(3)
     assert rig.controller.decision.state is State.EXECUTING
+
+
+@pytest.mark.parametrize("pause", ["silence", "stop", "lateness"])
+def test_a_script_goes_on_where_a_pause_found_it(pause: str) -> None:
+    """To 0.8 rad in 4 s; something is wrong from 2.0 to 2.3 s, and once more a second later."""
+    rig = Rig(spec=with_action(horizon=8, dt=0.05).action, proprioception_timeout=0.1)
+    policy = ScriptedPolicy(rig.spec, NEEDS, [(0.0, [0.0, 0.0]), (4.0, [0.8, 0.8])])
+    rig.positions = dict.fromkeys(JOINTS, 0.0)
+    places = []
+    for turn in range(250):
+        wrong = 100 <= turn < 115 or 165 <= turn < 180
+        if wrong and pause == "stop":
+            rig.stop.press("hand")
+        elif rig.stop.latched:
+            rig.stop.clear(rig.now_ns, 0.0)
+        if not (wrong and pause == "silence"):
+            rig.feel()
+        rig.see()
+        ticket = rig.controller.begin(rig.now_ns)
+        if ticket is not None:
+            if ticket.reset:
+                policy.reset()
+            data = policy.act(Observation(joints=ticket.joints, consumed=ticket.anchor))
+            rig.controller.offer(rig.chunk(ticket, data=data), rig.now_ns)
+        rig.tick(0.3 if wrong and pause == "lateness" else PERIOD_S)
+        places.append(rig.positions["shoulder"])
+    assert sum(rig.controller.holds.snapshot().values()) >= 2
+    behind = np.maximum.accumulate(places) - places
+    assert behind.max() < 0.02  # never back, but for what it overshoots at the end of the script
+    assert places[-1] == pytest.approx(0.8, abs=1e-3)
+
+
+def test_only_a_world_that_began_anew_makes_the_policy_begin_anew() -> None:
+    rig = Rig()
+
+    def resets() -> bool:
+        rig.feel()
+        rig.see()
+        ticket = rig.controller.begin(rig.now_ns)
+        rig.controller.offer(rig.chunk(ticket), rig.now_ns)
+        rig.tick()
+        return ticket.reset
+
+    assert [resets(), resets()] == [True, False]
+    rig.tick(0.3)  # features and joints become stale
+    rig.tick(0.4)
+    assert not resets()
+    rig.stop.press("hand")
+    rig.tick()
+    rig.stop.clear(rig.now_ns, 0.0)
+    assert not resets()
+    for anew in (
+        lambda: setattr(rig, "epoch", 1),
+        lambda: rig.controller.set_instruction("lean back", rig.now_ns),
+        rig.controller.start_over,
+        lambda: rig.tick(-5.0),
+    ):
+        anew()
+        rig.stop.press("hand")  # a stop after it does not make it forgotten
+        rig.tick()
+        rig.stop.clear(rig.now_ns, 0.0)
+        assert [resets(), resets()] == [True, False]
 
 
 def test_a_clock_that_stands_still_commands_nothing() -> None:
