@@ -10,8 +10,9 @@ and its origin at the first pose of what moves in it:
 With ``inverted`` the same transform stands the other way round on /tf, `base -> odom`, for a base
 that has another parent and must keep it.
 
-A frame of the tf tree has one parent. So the camera gets none from us once it has another one, and
-neither does the base when somebody else (wheel odometry, a filter) places it.
+A frame of the tf tree has one parent, and one publisher of where it is there. So the camera gets
+none from us once it has another one, and neither does the base when somebody else (wheel odometry,
+a filter) places it, be it in the same ``odom``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 from tf2_msgs.msg import TFMessage
 
 from omnistream_ros.nodes.distribution import motion_from_transform
+from omnistream_ros.nodes.sent_transforms import SentTransforms
 from omnistream_ros.stream.geometry import (
     FLU_FROM_OPTICAL,
     quaternion_to_matrix,
@@ -144,18 +146,29 @@ class Placement:
 
 
 class OdometryFrame:
-    """Places the poses of one stream in the odometry frame."""
+    """Places the poses of one stream in the odometry frame.
+
+    Args:
+        sent: what this node publishes on /tf; it outlives the stream, because a transform of the
+            stream before may still be on its way when the next one begins.
+    """
 
     def __init__(
-        self, odom_frame: str, base_frame: str, tree: StaticTree, *, inverted: bool = False
+        self,
+        odom_frame: str,
+        base_frame: str,
+        tree: StaticTree,
+        sent: SentTransforms | None = None,
+        *,
+        inverted: bool = False,
     ) -> None:
         self.odom_frame = odom_frame
+        self.sent = sent or SentTransforms()
         self._inverted = inverted
         self._base_frame = base_frame
         self._tree = tree
         self._moving_parents: dict[str, str] = {}
         self._odom_from_world: np.ndarray | None = None
-        self._placed = ("", "")  # what was published on /tf by this node
         self._started_s = time.monotonic()
 
     def hear(self, message: TFMessage) -> None:
@@ -163,7 +176,7 @@ class OdometryFrame:
         for transform in message.transforms:
             parent = transform.header.frame_id.lstrip("/")
             child = transform.child_frame_id.lstrip("/")
-            if (parent, child) != self._placed:
+            if not self.sent.take(transform):
                 while len(self._moving_parents) >= _MAX_FRAMES:  # the oldest goes
                     del self._moving_parents[next(iter(self._moving_parents))]
                 self._moving_parents[child] = parent
@@ -190,16 +203,13 @@ class OdometryFrame:
         if self._inverted:
             parent_and_child = (child, self.odom_frame)
             transform = (*parent_and_child, rigid_inverse(motion))
-        refused = self._refusal(*parent_and_child)
-        if not refused:
-            self._placed = parent_and_child
         lever = world_from_child[:3, 3] - world_from_camera[:3, 3]
         return Placement(
             child=child,
             motion=motion,
             covariance=_moved_covariance(pose.covariance, lever, self._odom_from_world[:3, :3]),
             transform=transform,
-            tf_refused=refused,
+            tf_refused=self._refusal(*parent_and_child),
             remark=self._missing_link(camera_frame) if base_from_camera is None else "",
             settled=base_from_camera is not None
             or time.monotonic() - self._started_s > _SETTLING_S,
@@ -223,8 +233,15 @@ class OdometryFrame:
                 f"'{child}' is odom_frame itself: nothing is published on /tf; rename one of them"
             )
         other = self._tree.parent(child) or self._moving_parents.get(child)
-        if other is None or other == parent:
+        if other is None:
             return ""
+        if other == parent:
+            also = "" if self._inverted else " and tf_inverted to true"
+            return (
+                f"somebody else publishes '{parent}' -> '{child}': nothing is published on /tf; "
+                "stop that publisher and activate again, or set publish_tf to false, or odom_frame "
+                f"to another name{also}"
+            )
         root = self._tree.root(child)
         if self._inverted:
             advice = "set tf_inverted or publish_tf to false"

@@ -37,6 +37,7 @@ from omnistream_ros.nodes.parameters import ParameterSet
 from omnistream_ros.nodes.perception_parameters import PerceptionParameters
 from omnistream_ros.nodes.process import give_back_memory, run
 from omnistream_ros.nodes.scale_inputs import ScaleInputs
+from omnistream_ros.nodes.sent_transforms import SentTransforms
 from omnistream_ros.nodes.stream_services import StreamServices, flattened
 from omnistream_ros.nodes.worker import StreamWorker
 from omnistream_ros.srv import GetInfo
@@ -66,6 +67,7 @@ class PerceptionNode(ManagedNode):
         self._resets: list = []
         self._scale_inputs: ScaleInputs | None = None
         self._tree = StaticTree()
+        self._sent = SentTransforms()
         self._inbox: Inbox | None = None
         self._worker: StreamWorker | None = None
         self._bond: Bond | None = None
@@ -162,7 +164,9 @@ class PerceptionNode(ManagedNode):
         for name, camera in self._cameras.items():
             # Two estimates with origins and drifts of their own must not share a frame.
             odom = wish.odom_frame if name == self._pose_camera else f"{wish.odom_frame}_{name}"
-            frame = OdometryFrame(odom, wish.base_frame, self._tree, inverted=wish.tf_inverted)
+            frame = OdometryFrame(
+                odom, wish.base_frame, self._tree, self._sent, inverted=wish.tf_inverted
+            )
             camera.start(self._inbox, frame)
         self._worker = StreamWorker(
             self._streams, self._cameras.values(), self._inbox, on_fault=self.report_fault
@@ -235,8 +239,9 @@ class PerceptionNode(ManagedNode):
             self.get_logger().warning(fault)
 
     def _on_tf(self, message: TFMessage) -> None:
-        for camera in self._cameras.values():
-            camera.hear_tf(message)
+        # Only this one places frames on /tf.
+        if self._pose_camera in self._cameras:
+            self._cameras[self._pose_camera].hear_tf(message)
 
     def _watch(self) -> None:
         """Look for what does not come: images, and results of images."""

@@ -98,6 +98,7 @@ class PoseOutputs:
         message = TransformStamped(child_frame_id=child)
         message.header.stamp, message.header.frame_id = source.stamp, parent
         fill_transform(motion, message.transform.translation, message.transform.rotation)
+        frame.sent.add(message)
         self._tf.sendTransform(message)
 
     def _extend_path(self, header: Header, motion: np.ndarray, length: int) -> None:

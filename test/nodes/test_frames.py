@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tf2_msgs.msg import TFMessage
 
-from omnistream_ros.nodes import frames
+from omnistream_ros.nodes import frames, sent_transforms
 from omnistream_ros.nodes.distribution import fill_transform
 from omnistream_ros.nodes.frames import OdometryFrame, StaticTree
+from omnistream_ros.nodes.sent_transforms import SentTransforms
 from omnistream_ros.stream.geometry import (
     matrix_to_quaternion,
     quaternion_to_matrix,
@@ -137,10 +138,66 @@ def test_names_that_make_no_tree_are_not_published(camera: str, words: str) -> N
     assert words in frame.place(pose(np.eye(4)), camera).tf_refused
 
 
+def stamped(parent: str, child: str, stamp: int) -> TransformStamped:
+    message = transform(parent, child, np.eye(4))
+    message.header.stamp.sec = stamp
+    return message
+
+
 def test_our_own_transforms_are_no_second_parent() -> None:
-    frame = OdometryFrame("odom", "base", tree(("base", "camera", np.eye(4))))
-    frame.hear(TFMessage(transforms=[transform("odom", "base", np.eye(4))]))
+    """Not even those of the stream before, which arrive when the next one has begun."""
+    known, sent = tree(("base", "camera", np.eye(4))), SentTransforms()
+    for _ in range(2):
+        frame = OdometryFrame("odom", "base", known, sent)
+        for stamp in (0, 1, 1, 1):  # a driver that stamps several images alike
+            frame.sent.add(stamped("odom", "base", stamp))
+        frame.hear(TFMessage(transforms=[stamped("/odom", "base", stamp) for stamp in (0, 1, 1)]))
+        assert frame.place(pose(np.eye(4)), "camera").tf_refused == ""
+    late = OdometryFrame("odom", "base", known, sent)
+    late.hear(TFMessage(transforms=[stamped("odom", "base", 1)]))
+    assert late.place(pose(np.eye(4)), "camera").tf_refused == ""
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.parametrize(
+    ("sent", "heard"),
+    [
+        ([], [1]),  # before the first of our own
+        ([1, 2], [1, 3, 2]),  # wheel odometry, with stamps of its own
+        ([1, 2], [1, 1]),  # a second copy of the node, on the same images
+    ],
+)
+def test_somebody_else_who_publishes_our_transform_is_noticed(
+    sent: list[int], heard: list[int], inverted: bool
+) -> None:
+    edge = ("base", "odom") if inverted else ("odom", "base")
+    frame = OdometryFrame("odom", "base", tree(("base", "camera", np.eye(4))), inverted=inverted)
     assert frame.place(pose(np.eye(4)), "camera").tf_refused == ""
+    for stamp in sent:
+        frame.sent.add(stamped(*edge, stamp))
+    frame.hear(TFMessage(transforms=[stamped(*edge, stamp) for stamp in heard]))
+    refused = frame.place(pose(np.eye(4)), "camera").tf_refused
+    assert f"somebody else publishes '{edge[0]}' -> '{edge[1]}'" in refused
+    assert "publish_tf to false" in refused
+    assert "odom_frame" in refused
+    assert ("tf_inverted" in refused) == (not inverted)
+
+
+def test_a_static_transform_in_the_place_of_ours_is_noticed() -> None:
+    frame = OdometryFrame(
+        "odom", "base", tree(("odom", "base", np.eye(4)), ("base", "camera", np.eye(4)))
+    )
+    assert "somebody else publishes" in frame.place(pose(np.eye(4)), "camera").tf_refused
+
+
+def test_what_is_sent_and_never_heard_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sent_transforms, "_MAX_SENT", 10)
+    sent = SentTransforms()
+    for stamp in range(100):
+        sent.add(stamped("odom", "base", stamp))
+    assert [stamp for stamp in range(100) if sent.take(stamped("odom", "base", stamp))] == [
+        *range(90, 100)
+    ]
 
 
 def test_covariance_of_the_base_by_sampling() -> None:
@@ -195,7 +252,9 @@ def test_inverted_leaves_the_base_its_parent_and_gives_odom_only_one() -> None:
     frame.hear(TFMessage(transforms=[transform("map", "base", np.eye(4))]))
     assert frame.place(pose(np.eye(4)), "camera").tf_refused == ""
     # Heard back from /tf, our own transform is none of somebody else.
-    frame.hear(TFMessage(transforms=[transform("base", "odom", np.eye(4))]))
+    own = transform("base", "odom", np.eye(4))
+    frame.sent.add(own)
+    frame.hear(TFMessage(transforms=[own]))
     assert frame.place(pose(np.eye(4)), "camera").tf_refused == ""
     frame.hear(TFMessage(transforms=[transform("map", "odom", np.eye(4))]))
     refused = frame.place(pose(np.eye(4)), "camera").tf_refused

@@ -208,3 +208,19 @@ def test_odometry_frame(user: User, start_node: NodeStarter, known: bool) -> Non
     q = first.orientation
     upright = [0, 0, 0, 1] if known else [-0.5, 0.5, -0.5, 0.5]
     np.testing.assert_allclose([q.x, q.y, q.z, q.w], upright, atol=1e-9)
+    if not known:
+        return
+    # What comes back from /tf is our own, also of the stream before; then wheel odometry begins.
+    assert user.change("deactivate", "activate")
+    user.wait_until(lambda: status[-1].state == StreamStatus.WAITING)
+    before = len(transforms)
+    while len(transforms) < before + 3:
+        user.process(send, status)
+    assert node.count("already has the parent|somebody else publishes") == 0
+    wheels = user.node.create_publisher(TFMessage, "/tf", 10)
+    user.wait_until(lambda: wheels.get_subscription_count() == 2)
+    foreign = TransformStamped(child_frame_id="base")
+    foreign.header.frame_id = "odom"
+    wheels.publish(TFMessage(transforms=[foreign]))
+    told = "somebody else publishes 'odom' -> 'base'"
+    user.wait_until(lambda: user.process(send, status) and node.count(told))
