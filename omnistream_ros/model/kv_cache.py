@@ -385,7 +385,7 @@ class _HostCopy:
             self._copy = torch.empty_like(source, device="cpu", pin_memory=True)
             self._copy.copy_(source, non_blocking=True)
             self._arrived = torch.cuda.Event()
-            self._arrived.record()
+            self._arrived.record(torch.cuda.current_stream(source.device))
         else:
             self._copy = source.clone()
 

@@ -219,6 +219,7 @@ class StreamBatch:
             reason = stream.begins(frame)
             if reason is None and cache.streams[row].frames_seen >= cache.policy.limit:
                 reason = EpochReason.CONTEXT_FULL
+                stream.request_epoch(reason)  # or a step that fails would make it forgotten
             if reason is not None:
                 cache.reset(row)
                 stream.begin_epoch()

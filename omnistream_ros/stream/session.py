@@ -111,6 +111,7 @@ class StreamSession:
         """Give back all memory; the epoch ends, the next frame allocates anew."""
         self._cache = None
         self._stream.release()
+        self._stream.request_epoch()
         if self._model.backbone.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -118,7 +119,7 @@ class StreamSession:
         """Process the next frame.
 
         Args:
-            frame: later in time than the one before, else a new epoch begins.
+            frame: not earlier than the one before, else a new epoch begins.
             outputs: what to compute beyond advancing the stream.
 
         Raises:
@@ -149,6 +150,7 @@ class StreamSession:
         reason = stream.begins(frame)
         if reason is None and self._is_full():
             reason = EpochReason.CONTEXT_FULL
+            stream.request_epoch(reason)  # or it would be forgotten with the context if this fails
         if reason is not None:
             self._begin_epoch(frame)
         assert self._cache is not None
@@ -195,9 +197,11 @@ class StreamSession:
         self._stream.check_state(state)
         cache = None
         if state["cache"] is not None:
-            patch = self._model.config.patch_size
-            height, width = (side * patch for side in state["grid"])
-            cache = self._allocate(height, width)
+            cache = self._cache  # which looks before it loads
+            if cache is None or cache.grid != tuple(state["grid"]):
+                patch = self._model.config.patch_size
+                height, width = (side * patch for side in state["grid"])
+                cache = self._allocate(height, width)
             cache.load_state_dict(state["cache"])
         self._cache = cache
         self._stream.load_state_dict(state)
@@ -257,5 +261,5 @@ class StreamSession:
             )
 
     def _end_epoch_for_memory(self) -> None:
-        self.release()
         self._stream.request_epoch(EpochReason.OUT_OF_MEMORY)
+        self.release()

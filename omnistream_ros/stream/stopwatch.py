@@ -12,7 +12,7 @@ class Stopwatch:
     """Laps by stage. On CUDA they are events in the stream of work, read when somebody asks."""
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+        self._device = device
         self._stages: list[str] = []
         self._marks: list[torch.cuda.Event | float] = [self._mark()]
 
@@ -35,15 +35,15 @@ class Stopwatch:
     def copy(self) -> Stopwatch:
         """A watch that has seen the same laps, and goes on by itself."""
         other = Stopwatch.__new__(Stopwatch)
-        other._cuda = self._cuda
+        other._device = self._device
         other._stages, other._marks = list(self._stages), list(self._marks)
         return other
 
     def _mark(self) -> torch.cuda.Event | float:
-        if not self._cuda:
+        if self._device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))  # which need not be the first GPU's
         return event
 
 

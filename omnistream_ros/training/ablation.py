@@ -24,7 +24,7 @@ from omnistream_ros.training.losses import LossWeights
 from omnistream_ros.training.objectives import ObjectiveWeights
 from omnistream_ros.training.probes import table
 from omnistream_ros.training.probes.features import streamed
-from omnistream_ros.training.run_folder import lock_run
+from omnistream_ros.training.run_folder import lock_run, stop_on_signal
 from omnistream_ros.training.train import Trainer, TrainSettings
 
 _GEOMETRY = LossWeights()
@@ -78,7 +78,6 @@ def ablate(
     settings: AblationSettings,
     variants: Sequence[Variant] = VARIANTS,
     report: Callable[[str], None] = print,
-    stopped: Callable[[], bool] = lambda: False,
 ) -> str:
     """Trains and measures each variant that is not done yet; the table so far, as markdown.
 
@@ -93,8 +92,6 @@ def ablate(
         for number, variant in enumerate(variants):
             result = settings.run / f"{number:02d}.json"
             if not result.exists():
-                if stopped():
-                    break
                 row = _measure(settings, variant, settings.run / f"{number:02d}", report)
                 if row is None:
                     break
@@ -129,7 +126,8 @@ def _measure(
     )
     trainer = Trainer(settings.config, train_settings, report=lambda line: report(f"  {line}"))
     report(f"{variant.name}: from step {trainer.progress.step}")
-    trainer.run()
+    with stop_on_signal(trainer.stop.set, report):
+        trainer.run()
     if trainer.progress.step < settings.steps:
         return None
     model: OmniStream = trainer.average

@@ -41,10 +41,12 @@ class LossTable:
         self.scores = folder / "held_out.csv"
         for path, columns in ((self.losses, _COLUMNS), (self.scores, _SCORE_COLUMNS)):
             rows = [row for row in _read(path) if int(row["step"]) <= step]
-            with path.open("w", newline="") as file:
+            partial = path.with_name(path.name + ".part")
+            with partial.open("w", newline="") as file:
                 writer = csv.DictWriter(file, columns, restval="")
                 writer.writeheader()
                 writer.writerows(rows)
+            partial.replace(path)
         self._recent: deque[dict[str, float]] = deque(maxlen=50)
 
     def add(self, step: int, frames: int, seconds: float, parts: dict[str, float]) -> None:

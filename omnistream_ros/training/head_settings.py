@@ -20,7 +20,8 @@ class HeadSettings:
     Attributes:
         recordings: bags, TUM folders, ...: whatever `open_recording` opens, with depth.
         clips: folder of rendered clips, besides or instead.
-        held_out: recordings for judging alone; without any, the last part of everything is.
+        held_out: recordings for judging alone, none of `recordings`; without any, the last part of
+            everything is.
         head_width: channels of the dense head; 0: that of the model, or a quarter of its width.
         pixels: of the image the model sees; 0: the model's own.
         clip_frames, stride: how recordings are cut.
@@ -63,6 +64,11 @@ class HeadSettings:
     def __post_init__(self) -> None:
         if not self.recordings and self.clips is None:
             raise HeadTrainingError("nothing to train on: give recordings or a folder of clips")
+        trained_on = {path.resolve() for path in self.recordings}
+        if both := [str(path) for path in self.held_out if path.resolve() in trained_on]:
+            raise HeadTrainingError(
+                f"{', '.join(both)}: held out and trained on; what was trained on judges nothing"
+            )
         for name in ("steps", "copies", "clips_per_step", "save_period", "judge_period"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

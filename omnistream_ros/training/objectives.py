@@ -127,6 +127,8 @@ class Objectives(nn.Module):
         total = patches.sum() * 0
         if w.language and model.language_head is not None:
             total = total + 0 * sum(p.sum() for p in model.language_head.parameters())
+        if self.temporal is not None:  # asked of nothing where no patch was withheld
+            total = total + 0 * sum(p.sum() for p in self.temporal.parameters())
         for name, value in parts.items():
             total = total + weights[name] * value
         return total, {name: value.detach() for name, value in parts.items()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +70,6 @@ def read_demonstrations(
     source: FeatureSource | None,
     store: Path,
     field_of_view: tuple[float, float],
-    report: Callable[[str], None] = print,
 ) -> Demonstrations:
     """Episodes in which the expert succeeded, with features.
 
@@ -79,6 +78,9 @@ def read_demonstrations(
         horizon: length of a chunk.
         source: None leaves the features out.
         store: where features are kept for the next time.
+
+    Raises:
+        ValueError: the expert succeeded in fewer than two episodes.
     """
     eyes: _Eyes | None = None
     positions, chunks, counts, numbers, episodes = [], [], [], [], []
@@ -100,6 +102,11 @@ def read_demonstrations(
             numbers.append(np.full(len(chunk), number))
             episodes.append(np.full(len(chunk), done))
             done += 1
+    if done < 2:  # every so many-th judges, the others are learned from
+        raise ValueError(
+            f"{folder}: {done} of {len(tasks) * len(seeds)} demonstrations reached their goal, and "
+            "learning takes two at least: ask for more episodes"
+        )
     return Demonstrations(
         {key: torch.from_numpy(np.concatenate(values)) for key, values in features.items()},
         *(torch.from_numpy(np.concatenate(x)) for x in (positions, chunks, counts)),

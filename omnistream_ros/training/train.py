@@ -137,7 +137,7 @@ class Trainer:
         self.settings = settings
         self.team = team or Team()
         trained_on = set() if settings.recorded is None else set(recordings_of(settings.recorded))
-        if both := trained_on & {path.name for path in settings.held_out}:
+        if both := trained_on & {path.resolve().name for path in settings.held_out}:
             raise ValueError(
                 f"{', '.join(sorted(both))}: held out, but clips of it are in {settings.recorded}; "
                 "hold out another recording, or train on a folder without it"
@@ -344,13 +344,15 @@ class Trainer:
         s, p = self.settings, self.progress
         score = score_clips(self.average, held_out)
         self.table.add_score(p.step, score)
-        # Rendering may have added held-out clips since: only like is compared with like.
-        comparable = p.best.get("clips") == len(held_out)
+        # Rendering may have added held-out clips since, or a resumed run been given other
+        # recordings: only like is compared with like.
+        judges = {"clips": len(held_out), "judge": self._judge_name()}
+        comparable = all(p.best.get(name) == value for name, value in judges.items())
         best = p.best["delta_1"] if comparable else -math.inf
         mark = ""
         # By delta: AbsRel forgives too near more than too far, and would reward a bias.
         if score.delta_1 > best:
-            p.best = {"step": p.step, "clips": len(held_out), **score.as_dict()}
+            p.best = {"step": p.step, **judges, **score.as_dict()}
             for path in filter(None, (s.run / "best.safetensors", s.output)):
                 export_weights(path, self.average, self._record())
             mark = "  (best so far)"
@@ -368,8 +370,8 @@ class Trainer:
         return True
 
     def _judge_name(self) -> str:
-        names = ", ".join(path.name for path in self.settings.held_out)
-        return f"clips of {names}, by which the weights were chosen"
+        names = ", ".join(path.resolve().name for path in self.settings.held_out)
+        return f"clips of {names}, by which the weights were chosen" if names else "rendered clips"
 
     def _record(self) -> dict[str, object]:
         """What the model card says about the training."""
@@ -381,7 +383,7 @@ class Trainer:
             "seed": s.seed,
             "clips": len(self.sampler.names),
             "recorded": [] if s.recorded is None else recordings_of(s.recorded),
-            "held_out": dict(p.best),
+            "held_out": {name: value for name, value in p.best.items() if name != "judge"},
             **({"judge": self._judge_name()} if s.held_out else {}),
         }
 

@@ -92,7 +92,6 @@ def train_policies(
             source,
             settings.folder / "features",
             robot.field_of_view,
-            report,
         )
         fitted = fit(shown, sentences, robot.axes, settings.fit, report)
         facts = facts_of(

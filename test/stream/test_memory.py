@@ -20,7 +20,7 @@ from omnistream_ros.stream.device_memory import (
 )
 from omnistream_ros.stream.epochs import EpochReason
 from omnistream_ros.stream.frame import Frame
-from omnistream_ros.stream.result import Outputs, StreamResult
+from omnistream_ros.stream.result import FeatureKey, FeatureKind, Outputs, StreamResult
 from omnistream_ros.stream.session import StreamSession
 
 TINY = ModelConfig(
@@ -55,6 +55,44 @@ def test_a_full_cache_begins_a_new_epoch_and_says_why(model: OmniStream) -> None
         (1, 2, None, 3),
         (2, 0, EpochReason.CONTEXT_FULL, 1),
     ]
+
+
+def test_a_full_cache_says_why_even_if_the_first_step_fails(
+    model: OmniStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = StreamSession(model, policy=Full(2))
+    for i in range(2):
+        stream.step(frame(i))
+
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("a failure")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.backbone, "step", fail)
+        with pytest.raises(ValueError, match="a failure"):
+            stream.step(frame(2))
+    assert place(stream.step(frame(2))) == (1, 0, EpochReason.CONTEXT_FULL, 1)
+
+
+def test_released_memory_is_allocated_anew_in_a_new_epoch(model: OmniStream) -> None:
+    stream = StreamSession(model)
+    for i in range(2):
+        stream.step(frame(i))
+    stream.release()
+    assert stream.cache_bytes == 0
+    assert place(stream.step(frame(2))) == (1, 0, EpochReason.REQUEST, 1)
+
+
+def test_a_state_is_loaded_into_the_memory_that_is_there(model: OmniStream) -> None:
+    stream = StreamSession(model)
+    stream.step(frame(0))
+    wanted = Outputs(depth=False, pose=False, features=(FeatureKey(-1, FeatureKind.PATCH),))
+    state, (expected,) = stream.state_dict(), stream.step(frame(1), wanted).features.values()
+    cache = stream._cache
+    stream.load_state_dict(state)
+    assert stream._cache is cache
+    (again,) = stream.step(frame(1), wanted).features.values()
+    assert torch.equal(again, expected)
 
 
 def test_a_memory_counts_its_keyframes(model: OmniStream) -> None:

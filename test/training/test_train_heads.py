@@ -225,6 +225,8 @@ def test_what_cannot_be_trained_on_is_refused(
     settings = _settings(backbone, recordings, tmp_path)
     with pytest.raises(HeadTrainingError, match="give recordings"):
         replace(settings, recordings=())
+    with pytest.raises(HeadTrainingError, match="held out and trained on"):
+        replace(settings, held_out=(recordings[0] / ".." / recordings[0].name,))
     whole = replace(settings, recordings=recordings[:1], clip_frames=100, run=tmp_path / "a")
     with pytest.raises(HeadTrainingError, match="held out"):
         HeadTrainer(whole, report=_quiet).run()

@@ -89,6 +89,14 @@ def test_features_are_those_of_the_stream_from_the_beginning_of_each_episode(
     np.testing.assert_allclose(alone.look(episode.images[0], 0.8)[KEY], wanted[0], atol=1e-4)
 
 
+def test_too_few_successes_are_an_error_in_words(shown: tuple[Path, Demonstrations]) -> None:
+    folder, _ = shown
+    with pytest.raises(ValueError, match=r"1 of 1 demonstrations .* ask for more"):
+        read_demonstrations(
+            folder / "episodes", ["toy-red"], range(1), 4, None, folder / "features", (1.0, 1.0)
+        )
+
+
 def test_features_are_computed_once(shown: tuple[Path, Demonstrations]) -> None:
     folder, data = shown
     files = sorted((folder / "features").rglob("*.npy"))

@@ -128,6 +128,8 @@ def _run(engine: Engine, shape: StepShape) -> list[tuple[Tensor, Tensor | None]]
     for i, image in enumerate(images):
         if i == _COUNT // 2 and math.isinf(shape.policy.limit):
             cache.frames_seen = 3 * shape.policy.slots  # the slots between are as good as seen
+        if cache.frames_seen >= shape.policy.limit:
+            cache.reset()  # a memory of everything that holds fewer frames than there are images
         prediction = engine.step(preprocess(image), cache, depth=True, camera=False)
         results.append(_on_host(prediction))
     return results

@@ -54,6 +54,7 @@ class CompiledEngine:
 
     def allocate_cache(self, height: int, width: int, policy: Policy) -> KVCache:
         cache = self._eager.allocate_cache(height, width, policy)
+        self.remark = ""
         if not self._inputs.fits(cache):
             self.remark = (
                 f"compiled for {self._shape}; this stream has another size or memory and "

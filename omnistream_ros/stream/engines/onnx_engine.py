@@ -81,6 +81,7 @@ class OnnxEngine:
 
     def allocate_cache(self, height: int, width: int, policy: Policy) -> KVCache:
         cache = self._eager.allocate_cache(height, width, policy)
+        self.remark = ""
         if not self._inputs.fits(cache):
             self.remark = (
                 f"the ONNX file is made for {self._shape}; this stream has another size or memory "

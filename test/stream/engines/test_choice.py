@@ -14,7 +14,7 @@ from engine_models import SHA256, SHAPE, model_in
 from torch import Tensor
 
 from omnistream_ros.model import KVCache, OmniStream, Prediction
-from omnistream_ros.model.cache_policy import Window
+from omnistream_ros.model.cache_policy import Full, Window
 from omnistream_ros.model.fast_cpu import fast_model
 from omnistream_ros.model.packed_storage import rounding_pays
 from omnistream_ros.stream.engines import EngineError, EngineMaker, StepShape, TorchEngine, choice
@@ -348,6 +348,15 @@ def test_auto_for_real(maker: Callable[..., EngineMaker], onnx_file: OnnxFile) -
 
 def _no_compiler(*_: object, **__: object) -> Callable[..., None]:
     raise RuntimeError("no compiler here")
+
+
+def test_a_memory_of_everything_may_be_smaller_than_the_check(
+    model: OmniStream, maker: Callable[..., EngineMaker]
+) -> None:
+    shape = StepShape(32, 48, Full(2))
+    assert Reference(model, shape).verify(TorchEngine(model)).depth == 0.0
+    assert choice.step_seconds(TorchEngine(model), shape) > 0
+    assert maker(shape=shape).make("default").name == "fast"
 
 
 def test_by_default_a_cpu_runs_the_fast_engine(maker: Callable[..., EngineMaker]) -> None:
