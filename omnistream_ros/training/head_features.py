@@ -147,11 +147,13 @@ class HeadFeatures:
             info = open_recording(path).info()
             if info.frames and info.height and info.width:
                 size = model_size(info.height, info.width, config.model_pixels, config.patch_size)
-                frames = s.copies * math.ceil(info.frames / s.stride)
+                copies = s.copies if path in s.recordings else 1
+                frames = copies * math.ceil(info.frames / s.stride)
                 total += frames * bytes_per_frame(self.model, *size)
         if total:
             self.report(f"features take up to {total / 1e9:.2f} GB in {self.store.folder}")
-            check_space(self.store.folder, total)
+            there = self.store.folder.glob("clip_*.safetensors")  # of an interrupted run
+            check_space(self.store.folder, total - sum(file.stat().st_size for file in there))
 
 
 def read_takes(path: Path) -> Iterator[Clip]:

@@ -23,6 +23,7 @@ from omnistream_ros.training.differentiable_motion import exponential, project
 
 # Pairs further apart than this are of no use to a tracker that changes its keyframe at 2 cells.
 _MAX_FLOW = 5.0  # cells, median
+_DRAWS = 1000  # tries for one pair
 _MIN_VISIBLE = 0.4
 _SPAN = 6  # frames between the two, at most
 # A place of the keyframe is visible when what is seen there has its depth, within this share.
@@ -102,7 +103,11 @@ def observe(model: OmniStream, clip: Clip) -> ObservedClip:
 
 
 class PairSampler:
-    """Draws batches of pairs; a pure function of the seed and the step."""
+    """Draws batches of pairs; a pure function of the seed and the step.
+
+    Raises:
+        ValueError: no clips, or none with two frames that show the same.
+    """
 
     def __init__(
         self, clips: list[ObservedClip], *, seed: int, pairs: int, places: int = 500
@@ -128,7 +133,7 @@ class PairSampler:
         )  # fmt: skip
 
     def _draw(self, rng: np.random.Generator) -> tuple[ObservedClip, int, int, dict[str, Tensor]]:
-        while True:
+        for _ in range(_DRAWS):
             clip = self.clips[int(rng.integers(len(self.clips)))]
             frames, height, width = clip.true_depth.shape
             key = int(rng.integers(frames))
@@ -145,6 +150,10 @@ class PairSampler:
                 continue
             truth["expected"] = _expectation(rng, clip, key, truth["current_from_key"])
             return clip, key, now, truth
+        raise ValueError(
+            f"{_DRAWS} pairs of frames drawn and none that show enough of the same: the clips are "
+            "too short, or their camera moves too fast"
+        )
 
 
 def _pair_truth(clip: ObservedClip, key: int, now: int, chosen: Tensor) -> dict[str, Tensor]:

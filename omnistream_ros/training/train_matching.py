@@ -22,8 +22,9 @@ from torch import Tensor
 from omnistream_ros.model import OmniStream, build_model, load_model, save_model
 from omnistream_ros.model.matching import WINDOW, Matches, MatchingHead, flat_places
 from omnistream_ros.training.augment import AugmentSettings, augment
-from omnistream_ros.training.data import find_clips, is_validation, read_clip
+from omnistream_ros.training.data import find_clips, is_validation
 from omnistream_ros.training.differentiable_motion import project, solve_motion
+from omnistream_ros.training.head_features import read_takes
 from omnistream_ros.training.matching_pairs import ObservedClip, PairBatch, PairSampler, observe
 
 MATCHING_WIDTH = 48
@@ -161,10 +162,16 @@ def observe_clips(
     report(f"{len(chosen)} of {len(names)} clips through the frozen network")
     observed = []
     for name in chosen:
-        clip = read_clip(settings.clips / name)
-        first = int(rng.integers(max(1, len(clip) - settings.frames_per_clip + 1)))
-        clip = clip.frames(np.arange(first, min(len(clip), first + settings.frames_per_clip)))
-        observed.append(observe(model, augment(clip, rng, AugmentSettings())))
+        # Each take is a stream of its own: the past of another place would spoil its depth.
+        takes, left = list(read_takes(settings.clips / name)), settings.frames_per_clip
+        for number in rng.permutation(len(takes)):
+            take = takes[number]
+            first = int(rng.integers(max(1, len(take) - left + 1)))
+            take = take.frames(np.arange(first, min(len(take), first + left)))
+            observed.append(observe(model, augment(take, rng, AugmentSettings())))
+            left -= len(take)
+            if left < 2:
+                break
     return observed
 
 

@@ -20,6 +20,7 @@ from omnistream_ros.training.train_matching import (
     MatchingTrainer,
     match_pairs,
     matching_losses,
+    observe_clips,
     train_matching,
     with_fresh_head,
 )
@@ -137,6 +138,19 @@ def weights(tmp_path: Path, model: OmniStream) -> Path:
     card = ModelCard(name="tiny", licence="Apache-2.0", training={"frames": 7})
     save_model(path, model, card)
     return path
+
+
+def test_takes_are_streams_of_their_own(model: OmniStream, clip: Clip, tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip_000051.npz", clip, cuts=np.array([0, 2, 4]))
+    settings = MatchingSettings(clips=tmp_path, frames_per_clip=5)
+    seen = observe_clips(model, settings, lambda _: None)
+    assert [len(one.true_depth) for one in seen] == [2, 2]  # one frame more would have no partner
+
+
+def test_clips_without_a_usable_pair_are_an_error(observed: ObservedClip) -> None:
+    alone = dataclasses.replace(observed, true_depth=observed.true_depth[:1])
+    with pytest.raises(ValueError, match="too short"):
+        PairSampler([alone], seed=0, pairs=1).batch(0)
 
 
 def test_from_weights_to_weights(tmp_path: Path, clips: Path, weights: Path) -> None:
