@@ -98,7 +98,10 @@ def kitti_odometry(path: Path) -> FileRecording | None:
     if folder is None or not (path / "times.txt").is_file():
         return None
     images = image_files(folder)
-    stamps = [parse_stamp(text) for text in (path / "times.txt").read_text().split()]
+    try:
+        stamps = [parse_stamp(text) for text in (path / "times.txt").read_text().split()]
+    except ValueError as error:
+        raise RecordingError(f"{path / 'times.txt'}: expected seconds: {error}") from None
     if len(stamps) < len(images):
         raise RecordingError(f"{path}: {len(images)} images but {len(stamps)} lines in times.txt")
     truth = path.resolve().parent.parent / "poses" / f"{path.resolve().name}.txt"

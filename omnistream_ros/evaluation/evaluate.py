@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import concurrent.futures
+import concurrent.futures.process
 import dataclasses
 import functools
 import multiprocessing
@@ -15,12 +15,18 @@ from typing import TYPE_CHECKING
 from omnistream_ros.evaluation.collector import Scoring
 from omnistream_ros.evaluation.predictors import FilePredictor, ModelPredictor, Predictor
 from omnistream_ros.evaluation.protocols import PROTOCOLS, FrameRange
-from omnistream_ros.evaluation.recordings import RecordingError, Selection, open_recording
+from omnistream_ros.evaluation.recordings import FAULTS, Selection, open_recording
 from omnistream_ros.evaluation.replay import replay
 from omnistream_ros.evaluation.sequence_result import SequenceResult
 
 if TYPE_CHECKING:
     from omnistream_ros.model.cache_policy import Policy
+
+# Nobody knows which of the recordings in work was too much.
+_LOST = (
+    "a process was ended from outside while this recording was in work or waited, perhaps because "
+    "memory ran out: evaluate it again, with fewer --jobs"
+)
 
 #: (name of the recording, frames done, total if known)
 Progress = Callable[[str, int, "int | None"], None]
@@ -113,20 +119,30 @@ def evaluate_one(
     Raises:
         ModelError: the model cannot be used, which no other recording would change.
     """
+    predictor: Predictor
     try:
         recording = open_recording(path, options.selection)
-        predictor = _predictor(options, recording.name)
-    except RecordingError as error:
-        return SequenceResult(path.resolve().name, str(path), "failed", error=str(error))
+        if options.predictions is not None:
+            predictor = _file_predictor(options, options.predictions, recording.name)
+    except FAULTS as error:
+        return failed(path, str(error))
+    if options.predictions is None:
+        predictor = _model_predictor(options)
     return replay(recording, predictor, options.scoring(), progress)
 
 
-def _predictor(options: Options, name: str) -> Predictor:
-    if options.predictions is not None:
-        own = options.predictions / name
-        by_name = options.predictions_by_name or own.is_dir()
-        folder = own if by_name else options.predictions
-        return FilePredictor(folder, options.predictions_per_metre)
+def failed(path: Path, error: str) -> SequenceResult:
+    """The result of a recording of which nothing was measured."""
+    return SequenceResult(path.resolve().name, str(path), "failed", error=error)
+
+
+def _file_predictor(options: Options, predictions: Path, name: str) -> FilePredictor:
+    own = predictions / name
+    by_name = options.predictions_by_name or own.is_dir()
+    return FilePredictor(own if by_name else predictions, options.predictions_per_metre)
+
+
+def _model_predictor(options: Options) -> ModelPredictor:
     import torch
 
     torch.set_num_threads(options.threads)
@@ -159,9 +175,7 @@ def evaluate(
 
 def not_begun(path: Path) -> SequenceResult:
     """The result of a recording that Ctrl-C came before."""
-    return SequenceResult(
-        path.resolve().name, str(path), "failed", error="interrupted before it began"
-    )
+    return failed(path, "interrupted before it was measured")
 
 
 def _in_processes(
@@ -175,19 +189,25 @@ def _in_processes(
         jobs, mp_context=context, initializer=_ignore_interrupt
     )
     with pool:
-        futures = [pool.submit(_work, path, options, queue, stop) for path in paths]
-        for future in futures:
-            while True:
-                try:
-                    while not queue.empty():
-                        progress(*queue.get())
-                    result = future.result(timeout=0.1)
-                    break
-                except concurrent.futures.TimeoutError:
-                    continue
-                except KeyboardInterrupt:
-                    stop.set()
-            yield result
+        try:
+            futures = [pool.submit(_work, path, options, queue, stop) for path in paths]
+            for path, future in zip(paths, futures, strict=True):
+                while True:
+                    try:
+                        while not queue.empty():
+                            progress(*queue.get())
+                        result = future.result(timeout=0.1)
+                        break
+                    except concurrent.futures.TimeoutError:
+                        continue
+                    except concurrent.futures.process.BrokenProcessPool:
+                        result = failed(path, _LOST)
+                        break
+                    except KeyboardInterrupt:
+                        stop.set()
+                yield result
+        finally:
+            stop.set()  # whoever waits for no more results wants no more work
     while not queue.empty():
         progress(*queue.get())
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from omnistream_ros.evaluation import report, summary, terminal_table
 from omnistream_ros.evaluation.child_process import ChildError
 from omnistream_ros.evaluation.cluster import evaluate_on_cluster
-from omnistream_ros.evaluation.evaluate import Options, evaluate
+from omnistream_ros.evaluation.evaluate import Options, evaluate, not_begun
 from omnistream_ros.evaluation.live_comparison import measure_live
 from omnistream_ros.evaluation.output_folder import output_folder
 from omnistream_ros.evaluation.progress import ProgressBar, lengths
@@ -84,9 +84,10 @@ def _measure(
     say: Callable[[str], None],
 ) -> list[SequenceResult]:
     """All recordings, with a line for each when it is done."""
-    bar = ProgressBar(lengths(paths, options))
     results: list[SequenceResult] = []
+    bar = ProgressBar([])
     try:
+        bar = ProgressBar(lengths(paths, options))
         if ray is None:
             sequence = evaluate(paths, options, jobs, bar)
         else:
@@ -95,6 +96,8 @@ def _measure(
             results.append(result)
             bar.close()
             say(f"{result.name}: {result.error or f'{len(result.rows)} frames'}")
+    except KeyboardInterrupt:  # while a model was loaded, or the last frame was through
+        results += [not_begun(path) for path in paths[len(results) :]]
     finally:
         bar.close()
     return results

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from omnistream_ros.evaluation.evaluate import Options
-from omnistream_ros.evaluation.recordings import RecordingError, open_recording
+from omnistream_ros.evaluation.recordings import FAULTS, open_recording
 
 
 def lengths(paths: Sequence[Path], options: Options) -> list[int | None]:
@@ -19,7 +19,7 @@ def lengths(paths: Sequence[Path], options: Options) -> list[int | None]:
     for path in paths:
         try:
             count = open_recording(path, options.selection).info().frames
-        except RecordingError:  # it will be reported when its turn comes
+        except FAULTS:  # it will be reported when its turn comes
             count = 0
         found.append(None if count is None else frames.count(count))
     return found

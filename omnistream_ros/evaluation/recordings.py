@@ -28,6 +28,11 @@ class RecordingError(ValueError):
     """A recording that cannot be read as asked; the message says what is missing and what to do."""
 
 
+#: What one recording in work can raise and the next one need not: the errors of this package about
+#: it, which are ValueErrors, and what the system and libraries say of it.
+FAULTS = (ValueError, OSError, RuntimeError)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class DepthFrame:
     """Ground-truth depth of one instant.

@@ -11,18 +11,18 @@ import itertools
 from collections.abc import Callable
 
 from omnistream_ros.evaluation.collector import Collector, Scoring
-from omnistream_ros.evaluation.depth_alignment import AlignmentError
 from omnistream_ros.evaluation.depth_pairs import DepthPairs
 from omnistream_ros.evaluation.predictors import Predictor
 from omnistream_ros.evaluation.protocols import FrameRange
 from omnistream_ros.evaluation.recordings import (
+    FAULTS,
     Recording,
     RecordingError,
     RecordingInfo,
     with_depth,
 )
 from omnistream_ros.evaluation.sequence_result import SequenceResult
-from omnistream_ros.evaluation.trajectory import Trajectory, TrajectoryError
+from omnistream_ros.evaluation.trajectory import Trajectory
 
 
 def replay(
@@ -39,7 +39,8 @@ def replay(
         progress: called after every frame with the number done and the total, if known.
 
     Returns:
-        The result; ``failed`` where the recording or the truth turned out to be broken.
+        The result; ``failed`` where the recording or the truth turned out to be broken, or the
+        predictor cannot work with its images.
     """
     result = SequenceResult(recording.name, str(recording.path), "ok")
     pairs = DepthPairs()
@@ -56,7 +57,7 @@ def replay(
         result.metric = predictor.metric
         result.context_capacity = predictor.context_capacity
         collector.finish(predictor.trajectory())
-    except (RecordingError, TrajectoryError, AlignmentError) as error:
+    except FAULTS as error:
         return SequenceResult(
             recording.name, str(recording.path), "failed", error=str(error), info=result.info
         )

@@ -251,7 +251,11 @@ def read_tum(path: str | Path) -> Trajectory:
     """
     path = Path(path)
     stamps, rows = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise TrajectoryError(f"{path} is no text: {error}") from None
+    for number, line in enumerate(lines, start=1):
         fields = line.split("#", 1)[0].replace(",", " ").split()
         if not fields:
             continue

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
+import os
 from pathlib import Path
 
 import bags
@@ -10,12 +13,13 @@ import numpy as np
 import pytest
 from corridor import FRAMES, SIZE, corridor_depth, write_tum_folder
 
-from omnistream_ros.evaluation import summary, terminal_table
+from omnistream_ros.evaluation import evaluate_command, summary, terminal_table
 from omnistream_ros.evaluation.collector import Scoring
 from omnistream_ros.evaluation.evaluate import Options, evaluate, evaluate_one
-from omnistream_ros.evaluation.predictors import FramePrediction
+from omnistream_ros.evaluation.predictors import FilePredictor, FramePrediction
 from omnistream_ros.evaluation.recordings import open_recording
 from omnistream_ros.evaluation.replay import replay
+from omnistream_ros.evaluation.trajectory import Trajectory
 
 
 def silent(*_: object) -> None:
@@ -57,6 +61,7 @@ def test_truth_of_half_the_time_is_used_for_that_half(tmp_path, perfect_predicti
         (lambda d: spoil_line(d / "depth.txt", 4, "0.1 depth/0003.png"), "stamps must increase"),
         (lambda d: (d / "rgb" / "0003.png").unlink(), "0003.png"),
         (lambda d: (d / "depth" / "0003.png").write_bytes(b"junk"), "16-bit"),
+        (lambda d: (d / "groundtruth.txt").write_bytes(b"0.1 0 0 0 0 0 0 1 # \xfc"), "is no text"),
         (lambda d: shift_stamps(d / "groundtruth.txt", 1e6), "Are their clocks the same?"),
     ],
 )
@@ -133,6 +138,72 @@ def test_interrupted_replay_measures_what_was_done(corridor) -> None:
     assert (result.status, len(result.rows)) == ("partial", 5)
     assert result.depth["metric"].metrics.abs_rel == pytest.approx(0.0, abs=1e-3)
     assert result.name in summary.averages([result])["left_out"]
+
+
+def statuses(out: Path) -> list[tuple[str, str]]:
+    """Name and status of every sequence in a report."""
+    assert (out / "report.html").stat().st_size > 1000
+    content = json.loads((out / "metrics.json").read_text())
+    return [(one["name"], one["status"]) for one in content["sequences"]]
+
+
+def test_ctrl_c_after_the_last_frame_keeps_what_was_done(
+    corridor, perfect_predictions, tmp_path, monkeypatch
+) -> None:
+    """A second recording is being measured, not replayed; a third one waits."""
+    write_tum_folder(tmp_path / "second")
+    write_tum_folder(tmp_path / "third")
+    (tmp_path / "all").mkdir()
+    for name in ("corridor", "second", "third"):
+        (tmp_path / "all" / name).symlink_to(perfect_predictions)
+    read, finished = FilePredictor.trajectory, []
+
+    def interrupted(self: FilePredictor) -> Trajectory | None:
+        finished.append(self)
+        if len(finished) == 2:
+            raise KeyboardInterrupt
+        return read(self)
+
+    monkeypatch.setattr(FilePredictor, "trajectory", interrupted)
+    paths = [corridor, tmp_path / "second", tmp_path / "third"]
+    options = Options(predictions=tmp_path / "all")
+    assert not evaluate_command.run(paths, options, tmp_path / "out", say=silent)
+    expected = [("corridor", "ok"), ("second", "failed"), ("third", "failed")]
+    assert statuses(tmp_path / "out") == expected
+
+
+def test_a_recording_that_cannot_even_be_counted_spoils_no_other(
+    corridor, perfect_predictions, tmp_path
+) -> None:
+    kitti = tmp_path / "kitti"
+    (kitti / "image_0").mkdir(parents=True)
+    (kitti / "times.txt").write_text("0.0 soon\n")
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "corridor").symlink_to(perfect_predictions)
+    options = Options(predictions=tmp_path / "all")
+    assert not evaluate_command.run([kitti, corridor], options, tmp_path / "out", say=silent)
+    assert statuses(tmp_path / "out") == [("kitti", "failed"), ("corridor", "ok")]
+    (sequence, _) = json.loads((tmp_path / "out" / "metrics.json").read_text())["sequences"]
+    assert "times.txt: expected seconds" in sequence["error"]
+
+
+def test_a_killed_process_fails_what_it_had_in_work(
+    corridor, perfect_predictions, tmp_path
+) -> None:
+    """The second recording waits for a prediction that never comes, until its process is killed."""
+    write_tum_folder(tmp_path / "second")
+    (tmp_path / "all" / "second").mkdir(parents=True)
+    os.mkfifo(tmp_path / "all" / "second" / "000000.npy")
+    (tmp_path / "all" / "corridor").symlink_to(perfect_predictions)
+    options = Options(predictions=tmp_path / "all", predictions_by_name=True)
+    sequence = evaluate([corridor, tmp_path / "second"], options, 2, silent)
+    results = [next(sequence)]
+    for process in multiprocessing.active_children():
+        if process.name.startswith("SpawnProcess"):  # the others keep the queue
+            process.kill()
+    results += sequence
+    assert [result.status for result in results] == ["ok", "failed"]
+    assert "ended from outside" in results[1].error
 
 
 def test_failed_sequences_are_named_and_in_no_mean(corridor, perfect_predictions, tmp_path) -> None:

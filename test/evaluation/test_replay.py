@@ -152,6 +152,22 @@ def test_replay_loses_nothing_and_is_bit_equal_twice(corridor, model_file) -> No
     assert first.trajectory.translations.tobytes() == second.trajectory.translations.tobytes()
 
 
+def test_images_that_the_model_cannot_take_spoil_no_other_recording(
+    corridor, model_file, tmp_path
+) -> None:
+    import cv2
+
+    panorama = tmp_path / "panorama"
+    panorama.mkdir()
+    cv2.imwrite(str(panorama / "0000.png"), np.zeros((48, 410, 3), np.uint8))
+    options = Options(model=model_file, device="cpu")
+    bad, good = evaluate([panorama, corridor], options, 1, silent)
+    assert (bad.status, good.status) == ("failed", "ok")
+    assert "410x48" in bad.error
+    with pytest.raises(ValueError, match="window"):  # no fault of a recording
+        evaluate_one(corridor, Options(model=model_file, window=-1))
+
+
 def test_processes_give_the_same_numbers(corridor, model_file, tmp_path) -> None:
     paths = [corridor, tmp_path / "absent", corridor]
     options = Options(model=model_file, device="cpu")
