@@ -136,7 +136,7 @@ class KVCache:
             sink, window: short for `policy=Window(sink, window)`.
             policy: what is kept.
             batch: number of streams.
-            dtype: that of the model's matrix products (`Backbone.compute_dtype`).
+            dtype: that of the model's matrix products (`Backbone.cache_dtype`).
             storage: how it is kept.
 
         Raises:

@@ -43,8 +43,9 @@ class StreamSession:
         max_gap_s: a longer time between two frames begins a new epoch.
         resolution: of depth and confidence: "model" as the network computes them, or "source", the
             size of the camera image (edges stay sharp, planes stay planes: see `depth_resize`).
-        pose: where the pose comes from: "geometric" (`odometry`: matching, depth and a solver), or
-            "head" (the network's camera head). By default geometric where the model can.
+        pose: where the pose comes from: "geometric" (`odometry`: matching, depth and a solver),
+            "head" (the network's camera head) or "fused" (geometric, and the head's motion where
+            that is lost). By default geometric where the model can.
         consistent_depth: bend each depth image until it agrees with the keyframes of the pose (see
             `room_depth`); the pose is then found for every frame whose depth is wanted. False: each
             as the network says. By default wherever the pose is not the head's.

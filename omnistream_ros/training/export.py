@@ -3,7 +3,8 @@
 
 The matching head is trained apart from the rest (`train_matching`), on trunk features that this
 trainer leaves alone. So a file that already has one keeps it, as long as those features are the
-same; otherwise the head would match what is no longer there, and is dropped.
+same; otherwise the model's own goes into the file, where training began from one that had it, or
+none does.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ def describe(path: Path, take: int, clip: Clip, augmented: Clip) -> Words | None
     """The words for frames of a take of the clip file at `path`, or None where it has none.
 
     `clip` holds those frames as they are in the file, `augmented` what became of them. Zoom and
-    roll leave the world where it was; a mirror is told by where the camera has gone (no camera
-    stands at x = 0, which is a wall).
+    roll leave the world where it was; a mirror at x = 0, the middle of the room, is told by where
+    the camera has gone: to the other side.
     """
     annotation = read_annotation(path)
     if annotation is None:
