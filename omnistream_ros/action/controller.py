@@ -210,7 +210,7 @@ class Controller:
         with self._lock:
             last, self._last_tick_ns = self._last_tick_ns, now_ns
             if last is not None and now_ns < last:
-                self._time_began_anew()
+                self._time_began_anew(now_ns)
                 last = None
             seconds = self._period_s if last is None else (now_ns - last) / _NS
             if seconds <= 0.0:
@@ -278,9 +278,9 @@ class Controller:
         self._reset = self._reset or anew
         self._plan.clear()
 
-    def _time_began_anew(self) -> None:
+    def _time_began_anew(self, now_ns: int) -> None:
         self.drops.add(Drop.CLOCK_BACKWARDS)
-        self._gate.forget()
+        self._gate.forget(now_ns)
         self._void(Drop.CLOCK_BACKWARDS, anew=True)
 
     def _notice_stop(self) -> None:

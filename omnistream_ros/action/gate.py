@@ -91,11 +91,12 @@ class InputGate:
         self._drops.add(drop)
         self._refusals[source] = f"{drop.value}: {words}"
 
-    def forget(self) -> None:
-        """No stamp can be compared any more."""
+    def forget(self, now_ns: int) -> None:
+        """No stamp can be compared any more. The instruction holds, and ages from now on."""
         for watch in self._streams.values():
             watch.newest = None
         self._joints.forget()
+        self.instruction.since_ns = min(self.instruction.since_ns, now_ns)
 
     @property
     def origins(self) -> tuple[Origin, ...]:

@@ -124,7 +124,8 @@ class EmergencyStop:
     """A latch: anybody sets it, only a person clears it. Any thread.
 
     With a heartbeat, silence of the button counts as a press: a cable that was cut must not look
-    like a robot that may move.
+    like a robot that may move. Its times are of a clock that nobody sets, unlike all others here: a
+    step back would hide the silence, and one forward would be taken for it.
     """
 
     def __init__(self) -> None:

@@ -11,6 +11,7 @@ cleanup     gives the policy back
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,8 +83,8 @@ class ActionNode(ManagedNode):
         self.create_service(Trigger, "~/clear_emergency_stop", self._on_clear_stop)
         self.create_service(SetInstruction, "~/set_instruction", self._on_set_instruction)
         # Steady: a simulation on pause must not silence the node.
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(self.parameters.status_period, self._publish_status, clock=steady)
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(self.parameters.status_period, self._publish_status, clock=self._steady)
         self._diagnostics = ActionDiagnostics(
             self, self.parameters.diagnostics_period, self._status
         )
@@ -166,7 +167,9 @@ class ActionNode(ManagedNode):
             on_instruction=self._on_instruction,
             news=self._worker.notify,
         )
-        self._control_timer = self.create_timer(1.0 / wish.control_rate, self._tick)
+        # On the system's clock a timer stands still for as long as that clock is set back.
+        clock = self.get_clock() if self.get_clock().ros_time_is_active else self._steady
+        self._control_timer = self.create_timer(1.0 / wish.control_rate, self._tick, clock=clock)
         where = "dry run: the robot gets no command" if wish.dry_run else "the robot may move"
         self.get_logger().info(f"active, {where}")
 
@@ -203,7 +206,7 @@ class ActionNode(ManagedNode):
             return
         wish = self.parameters
         now_ns = self._now_ns()
-        self._stop.watch(now_ns, wish.stop_heartbeat)
+        self._stop.watch(time.monotonic_ns(), wish.stop_heartbeat)
         controller.settings = wish.safety
         if wish.dry_run != self._dry_run:
             self._change_dry_run(controller, wish.dry_run)
@@ -237,7 +240,7 @@ class ActionNode(ManagedNode):
     # --- callbacks ---
 
     def _on_stop_button(self, message: Bool) -> None:
-        self._stop.button(message.data, self._now_ns(), "topic")
+        self._stop.button(message.data, time.monotonic_ns(), "topic")
         if message.data:
             self._stop_now()
 
@@ -250,7 +253,7 @@ class ActionNode(ManagedNode):
 
     def _on_clear_stop(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         latched = self._stop.latched
-        refused = self._stop.clear(self._now_ns(), self.parameters.stop_heartbeat)
+        refused = self._stop.clear(time.monotonic_ns(), self.parameters.stop_heartbeat)
         response.success = not refused
         cleared = "cleared; the robot goes on with the policy's next answer"
         response.message = refused or (cleared if latched else "it was not set")

@@ -377,6 +377,17 @@ def test_the_same_instruction_again_changes_nothing_but_its_age() -> None:
     assert rig.controller.decision.reason is Reason.INSTRUCTION_STALE
 
 
+def test_an_instruction_ages_after_time_went_back_too() -> None:
+    rig = Rig(instruction_timeout=1.0)
+    rig.live(5)
+    rig.now_ns -= 500 * NS
+    rig.live(40)
+    assert rig.controller.decision.state is State.EXECUTING
+    assert 0.0 <= rig.controller.ages(rig.now_ns).instruction <= 1.0
+    rig.live(15)
+    assert rig.controller.decision.reason is Reason.INSTRUCTION_STALE
+
+
 def test_without_an_instruction_nothing_moves() -> None:
     rig = Rig(instruction="")
     rig.live(3)

@@ -14,6 +14,7 @@ from geometry_msgs.msg import TwistStamped
 from omnistream_ros.msg import ActionChunk, ActionStatus
 from rcl_interfaces.srv import ListParameters
 from ros_processes import NodeStarter, User
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool
 from trajectory_msgs.msg import JointTrajectory
@@ -82,6 +83,60 @@ def test_emergency_stop_by_service_outlives_the_lifecycle(bench: Bench) -> None:
     assert status.commands == 0  # nothing was commanded since configure, so nothing is
     assert bench.trigger("clear_emergency_stop").message.startswith("cleared")
     bench.executes()
+
+
+def test_a_clock_that_jumps_neither_silences_the_button_nor_hides_its_silence(
+    domain: int, weights: Path, user: User, start_node: NodeStarter
+) -> None:
+    line = arguments(**{**SCRIPTED, "autostart": True, "use_sim_time": True, "stop_heartbeat": 2.0})
+    bench = Bench(user, start_node.fork(action.main, line))
+    clocks = user.node.create_publisher(Clock, "/clock", 1)
+    second, step, button = 5000.0, 0.02, False
+    pressed_by_itself = "no word from the button for more than 2 s"
+
+    def live() -> None:
+        nonlocal second
+        if button:
+            bench.robot.button.publish(Bool(data=False))
+        second += step
+        message = Clock()
+        message.clock.sec, message.clock.nanosec = int(second), int(second % 1 * 1e9)
+        clocks.publish(message)
+
+    user.node.create_timer(0.02, live)
+    bench.wait_for(ActionStatus.STOPPED, words=pressed_by_itself)
+    button = True
+    user.wait_until(lambda: bench.trigger("clear_emergency_stop").success)
+    step = 100.0
+    bench.wait_for(ActionStatus.WAITING)
+    user.wait_until(lambda: bench.last.header.stamp.sec > 10_000)
+    assert not bench.last.emergency_stop
+    step, button = 0.02, False
+    silent = second + 0.3  # nothing that was said before is on its way any more
+    user.wait_until(
+        lambda: bench.last.header.stamp.sec + 1e-9 * bench.last.header.stamp.nanosec > silent
+    )
+    second = 3000.0
+    status = bench.wait_for(ActionStatus.STOPPED, words=pressed_by_itself)
+    assert status.header.stamp.sec < 5000
+
+
+def _tells_its_clocks(args: list[str]) -> int:
+    start = action.ActionNode.start
+
+    def told(self: action.ActionNode) -> None:
+        start(self)
+        print("timers:", *{timer.clock.clock_type.name for timer in self.timers}, "end")
+
+    action.ActionNode.start = told  # type: ignore[method-assign]
+    return action.main(args)
+
+
+def test_no_timer_stands_still_while_the_clock_of_the_system_is_set_back(
+    user: User, start_node: NodeStarter
+) -> None:
+    node = start_node.fork(_tells_its_clocks, arguments(**{**SCRIPTED, "autostart": True}))
+    node.wait_for("^timers: STEADY_TIME end$")
 
 
 def test_dry_run_keeps_the_robot_out_of_it(bench: Bench) -> None:
