@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Camera paths: the way people carry cameras and robots drive, without touching anything.
 
-A path is camera-to-world matrices (T, 4, 4) in optical axes. Motions are sums of smooth random
-functions of time with the speeds seen in hand-held recordings; a path that comes too near to a wall
-or an object is made smaller or drawn again.
+A path is camera-to-world matrices (T, 4, 4) in optical axes. Motions (`motions`) are sums of smooth
+random functions of time with the speeds seen in hand-held recordings; a path that comes too near to
+a wall or an object is made smaller or drawn again.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from omnistream_ros.training.motions import WAYS, Surroundings, smooth_noise
 from omnistream_ros.training.render import look_at
 from omnistream_ros.training.scenes import Scene
 from omnistream_ros.training.textures import Rng
 
 _CLEARANCE = 0.22  # metres between camera and walls or boxes around objects
 
-# Kinds of motion and how often they occur.
+# Kinds of motion (`motions`) and how often they occur.
 MOTIONS = {
     "walk": 2.0,
     "wander": 3.0,
@@ -30,8 +31,6 @@ MOTIONS = {
     "inspect": 3.0,
     "loop": 0.0,  # only when asked for: long, and made to see its start again
 }
-
-_LAPS = 1.25  # of a loop: the last fifth passes where the first did
 
 
 class PathError(RuntimeError):
@@ -64,15 +63,6 @@ def clearance(scene: Scene, points: np.ndarray) -> np.ndarray:
     return free
 
 
-def smooth_noise(rng: Rng, t: np.ndarray, period: float, channels: int) -> np.ndarray:
-    """Smooth random functions of time (T, channels), deviation about 1, slower than `period`."""
-    terms = 6
-    rate = 2 * np.pi / (period * rng.uniform(1.0, 4.0, (terms, channels)))
-    phase = rng.uniform(0, 2 * np.pi, (terms, channels))
-    weight = rng.standard_normal((terms, channels)) / np.sqrt(terms / 2)
-    return (weight * np.sin(t[:, None, None] * rate + phase)).sum(axis=1)
-
-
 def make_path(
     scene: Scene, rng: Rng, frames: int, rate: float, motion: str | None = None
 ) -> CameraPath:
@@ -90,14 +80,18 @@ def make_path(
         start = _start(scene, rng, chosen)
         if start is None:
             continue
-        positions, targets, roll = _motion(chosen, scene, rng, stamps, start, size)
+        target = _aim(scene, rng, start)
+        roll = np.radians(rng.choice([1.0, 4.0, 10.0], p=[0.5, 0.4, 0.1]))
+        roll = roll * smooth_noise(rng, stamps, 1.5, 1)[:, 0]
+        middle = scene.room.corners.mean(axis=0)
+        way = WAYS[chosen](Surroundings(rng, stamps, start, target, middle, size))
         shake = rng.choice([0.0, 0.4, 1.0]) if chosen != "drive" else 0.25
-        positions = positions + shake * 0.006 * smooth_noise(rng, stamps, 0.25, 3)
+        positions = way.positions + shake * 0.006 * smooth_noise(rng, stamps, 0.25, 3)
         if clearance(scene, positions).min() < _CLEARANCE * (1 if attempt < 40 else 0.7):
             continue
-        poses = np.stack([look_at(p, q) for p, q in zip(positions, targets, strict=True)])
+        poses = np.stack([look_at(p, q) for p, q in zip(positions, way.targets, strict=True)])
         jitter = shake * np.radians(0.35) * smooth_noise(rng, stamps, 0.2, 3)
-        jitter[:, 2] += roll
+        jitter[:, 2] += way.roll * roll
         poses[:, :3, :3] = poses[:, :3, :3] @ _rotations(jitter)
         return CameraPath(chosen, stamps, poses)
     raise PathError(f"no free path for motion {chosen!r} in scene {scene.seed}")
@@ -148,88 +142,6 @@ def _aim(scene: Scene, rng: Rng, start: np.ndarray) -> np.ndarray:
     if np.linalg.norm(target[:2] - start[:2]) < 0.3:  # not straight down
         target = target + np.array([0.6, 0.3, 0.0])
     return target
-
-
-def _motion(
-    name: str, scene: Scene, rng: Rng, t: np.ndarray, start: np.ndarray, size: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Positions (T, 3), points looked at (T, 3), roll (T,) in radians; `size` scales the extent."""
-    target = _aim(scene, rng, start)
-    roll = (
-        np.radians(rng.choice([1.0, 4.0, 10.0], p=[0.5, 0.4, 0.1]))
-        * smooth_noise(rng, t, 1.5, 1)[:, 0]
-    )
-    duration = max(float(t[-1]), 1e-3)
-    if name == "rotate":
-        positions = start + 0.03 * size * smooth_noise(rng, t, 1.0, 3)
-        speed = np.radians(rng.uniform(8, 60))
-        heading = np.arctan2(*(target - start)[[1, 0]])
-        swing = smooth_noise(rng, t, 1.2, 2)
-        yaw = heading + rng.choice([-1, 1]) * speed * (t - duration / 2) * rng.integers(0, 2)
-        yaw = yaw + 0.35 * speed * swing[:, 0]
-        pitch = np.clip(rng.normal(-0.25, 0.2) + 0.2 * speed * swing[:, 1], -0.9, 0.5)
-        return positions, positions + _directions(yaw, pitch), roll
-    if name == "orbit":
-        radius = float(np.clip(np.linalg.norm((start - target)[:2]), 0.5, 2.5))
-        first = np.arctan2(*(start - target)[[1, 0]])
-        speed = rng.uniform(0.1, 0.6) * size / radius * rng.choice([-1, 1])
-        angle = first + speed * (t + 0.2 * smooth_noise(rng, t, 1.5, 1)[:, 0])
-        ring = radius * (1 + 0.06 * smooth_noise(rng, t, 2.0, 1)[:, 0])
-        positions = target + np.stack([ring * np.cos(angle), ring * np.sin(angle), 0 * t], 1)
-        positions[:, 2] = start[2] + 0.08 * size * smooth_noise(rng, t, 2.0, 1)[:, 0]
-        wander = 0.12 * smooth_noise(rng, t, 2.0, 3)
-        return positions, target + wander, roll
-    if name == "tour":
-        # Sidestepping on an arc while turning along it, so that the whole room passes by.
-        speed = np.radians(rng.uniform(9, 22)) * size * rng.choice([-1, 1])
-        middle = scene.room.corners.mean(axis=0) - start[:2]
-        yaw = np.arctan2(middle[1], middle[0]) + speed * (t - duration / 2)
-        yaw = yaw + np.radians(3) * smooth_noise(rng, t, 2.5, 1)[:, 0]
-        side = -np.pi / 2 if speed > 0 else np.pi / 2
-        radius = rng.uniform(0.5, 1.2) * size
-        positions = start + radius * (
-            _directions(yaw + side, 0 * t) - _directions(yaw + side, 0 * t).mean(axis=0)
-        )
-        positions[:, 2] += 0.03 * smooth_noise(rng, t, 2.0, 1)[:, 0]
-        pitch = rng.uniform(-0.35, -0.1) + 0.04 * smooth_noise(rng, t, 2.5, 1)[:, 0]
-        return positions, positions + _directions(yaw, pitch), 0.3 * roll
-    if name == "loop":
-        # Round and round while looking ahead and outwards; the same way again after one lap.
-        angle = np.arctan2(*(target - start)[[1, 0]]) + 2 * np.pi * _LAPS * t / duration
-        radius = 0.9 * size
-        positions = start + radius * (_directions(angle, 0 * t) - _directions(angle[:1], 0 * t[:1]))
-        yaw = angle + np.radians(60)
-        pitch = np.full_like(t, -0.15)
-        return positions, positions + _directions(yaw, pitch), 0 * t
-    if name in ("walk", "drive"):
-        speed = rng.uniform(0.2, 1.2 if name == "walk" else 0.9) * size
-        heading = np.arctan2(*(target - start)[[1, 0]])
-        turn = np.radians(rng.uniform(0, 45)) * smooth_noise(rng, t, 2.0, 1)[:, 0]
-        turn = turn - turn[0]
-        step = np.gradient(t)[:, None] * speed * _directions(heading + turn, 0 * t)
-        positions = start + np.cumsum(step, axis=0)
-        if name == "drive":
-            pitch = np.full_like(t, rng.uniform(-0.4, 0.1))
-            look = np.zeros_like(t) if rng.random() < 0.7 else np.full_like(t, rng.uniform(0, 6.28))
-            return positions, positions + _directions(heading + turn + look, pitch), 0.1 * roll
-        # A walker's head bobs twice a second and does not always look where the feet go.
-        beat = 2 * np.pi * rng.uniform(1.6, 2.1) * t
-        positions[:, 2] += 0.02 * np.sin(beat)
-        glance = np.radians(rng.uniform(0, 35)) * smooth_noise(rng, t, 1.5, 1)[:, 0]
-        aside = rng.choice([0.0, rng.uniform(-1.5, 1.5)])
-        pitch = rng.uniform(-0.6, 0.05) + 0.1 * smooth_noise(rng, t, 1.5, 1)[:, 0]
-        return positions, positions + _directions(heading + turn + glance + aside, pitch), roll
-    # wander, sway and inspect: a hand moves freely while the eyes stay near something
-    largest = {"wander": (0.1, 0.7), "sway": (0.05, 0.25), "inspect": (0.05, 0.5)}[name]
-    extent = size * rng.uniform(*largest)
-    noise = smooth_noise(rng, t, 0.8 if name == "sway" else 1.6, 3)
-    positions = start + extent * 0.6 * (noise - noise[0]) * [1, 1, 0.6]
-    return positions, target + rng.uniform(0.02, 0.3) * smooth_noise(rng, t, 1.5, 3), roll
-
-
-def _directions(yaw: np.ndarray, pitch: np.ndarray) -> np.ndarray:
-    """Unit vectors (T, 3); positive pitch looks up."""
-    return np.stack([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), np.sin(pitch)], 1)
 
 
 def _rotations(vectors: np.ndarray) -> np.ndarray:
