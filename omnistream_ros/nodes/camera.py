@@ -179,7 +179,8 @@ class Camera:
     @property
     def scale_fault(self) -> str:
         """Why other sensors cannot say anything about the scale, in words."""
-        return self._scale_inputs.trouble(self._scale.source)
+        frame = self.place.header.frame_id.lstrip("/")
+        return self._scale_inputs.trouble(self._scale.source, frame)
 
     def hear_tf(self, message: TFMessage) -> None:
         """A message of /tf came: who else places which frame?"""

@@ -97,16 +97,45 @@ def test_odometry_of_the_base_gives_the_place_of_the_camera() -> None:
 
 def test_what_stands_in_the_way_of_a_scale_is_said_to_those_that_have_it() -> None:
     scale, ears = inputs("odometry", "range", mounts={})
-    assert scale.trouble("odometry") == "nothing heard on '/scale/odometry' or '/scale/pose'"
-    assert scale.trouble("range") == "nothing heard on '/scale/scan' or '/scale/depth'"
-    assert scale.trouble("height") == ""
+    nothing = "nothing heard on '/scale/odometry' or '/scale/pose'"
+    assert scale.trouble("odometry", "camera") == nothing
+    nothing = "nothing heard on '/scale/scan' or '/scale/depth'"
+    assert scale.trouble("range", "camera") == nothing
+    assert scale.trouble("height", "camera") == ""
     ears.heard["scale/odometry"](odometry(1, 3.0, child="base_link"))
-    assert scale.trouble("odometry") == ""
+    assert scale.trouble("odometry", "camera") == ""
     scale.evidence("height", "camera", 0, 0.0)
-    for source in ("height", "odometry"):
-        assert "set camera_height" in scale.trouble(source)
-    for source in ("model", "fixed"):
-        assert scale.trouble(source) == ""
+    assert "set camera_height" in scale.trouble("height", "camera")
+    assert scale.trouble("height", "left") == ""
+    for source in ("odometry", "model", "fixed"):
+        assert scale.trouble(source, "camera") == ""
+
+
+def test_what_is_over_is_said_no_more() -> None:
+    scale, ears = inputs("odometry", "range", mounts={**MOUNTS, "left": MOUNTS["camera"]})
+    heard = ears.heard
+    zero = odometry(1, 0.0)
+    zero.pose.pose.orientation.w = 0.0
+    heard["scale/odometry"](zero)
+    for camera in ("camera", "left"):
+        assert "a pose for the scale cannot be used" in scale.trouble("odometry", camera)
+    heard["scale/odometry"](odometry(2, 0.0))
+    assert scale.trouble("odometry", "left") == ""
+    # Depth that comes before its camera_info, seen by two cameras.
+    heard["scale/depth"](depth_image("32FC1", np.ones((48, 64), np.float32)))
+    for camera in ("camera", "left"):
+        scale.evidence("range", camera, 0, 0.0)
+        assert "camera_info" in scale.trouble("range", camera)
+    info = CameraInfo(width=64, height=48)
+    info.k = [50.0, 0.0, 31.5, 0.0, 50.0, 23.5, 0.0, 0.0, 1.0]
+    heard["scale/depth/camera_info"](info)
+    scale.evidence("range", "camera", 0, 0.0)
+    assert scale.trouble("range", "camera") == ""
+    assert "camera_info" in scale.trouble("range", "left")  # not looked at since
+    heard["scale/scan"](LaserScan(header=header(0, "laser"), ranges=[1.0] * 100_001))
+    assert "100001" in scale.trouble("range", "camera")
+    heard["scale/scan"](LaserScan(header=header(0, "laser"), ranges=[1.0]))
+    assert scale.trouble("range", "camera") == ""
 
 
 def test_every_camera_hears_all_of_it_and_nothing_grows() -> None:
@@ -122,13 +151,13 @@ def test_what_cannot_be_placed_is_said() -> None:
     scale, ears = inputs("odometry")
     ears.heard["scale/odometry"](odometry(1, 0.0, child="other_robot"))
     assert scale.evidence("odometry", "camera", 0, 0.0).positions == ()
-    assert "'other_robot'" in scale.fault
+    assert "'other_robot'" in scale.trouble("odometry", "camera")
     ears.heard["scale/odometry"](odometry(2, 0.0))
     assert len(scale.evidence("odometry", "camera", 0, 0.0).positions) == 1
-    assert scale.fault == ""
+    assert scale.trouble("odometry", "camera") == ""
     broken = odometry(3, math.nan)
     ears.heard["scale/odometry"](broken)
-    assert "finite" in scale.fault
+    assert "finite" in scale.trouble("odometry", "camera")
 
 
 @pytest.mark.parametrize("mounts", [MOUNTS, {}])
@@ -159,14 +188,14 @@ def test_a_scan_of_the_same_moment_becomes_points() -> None:
     np.testing.assert_allclose(points[1], [0.0, 0.4, 2.8], atol=1e-6)  # ahead and below
     assert scale.evidence("range", "camera", 6 * SECOND, 0.0).points is None
     assert scale.evidence("range", "elsewhere", 5 * SECOND, 0.0).points is None
-    assert "'elsewhere'" in scale.fault
+    assert "'elsewhere'" in scale.trouble("range", "elsewhere")
 
 
 def test_a_huge_scan_is_not_kept() -> None:
     scale, ears = inputs("range")
     ears.heard["scale/scan"](LaserScan(header=header(0, "laser"), ranges=[1.0] * 100_001))
     assert scale.evidence("range", "camera", 0, 0.0).points is None
-    assert "100001" in scale.fault
+    assert "100001" in scale.trouble("range", "camera")
 
 
 def depth_image(encoding: str, values: np.ndarray, frame: str = "camera") -> Image:
@@ -185,7 +214,7 @@ def test_a_depth_image_becomes_points(encoding: str) -> None:
     values = metres if encoding == "32FC1" else np.nan_to_num(metres * 1000).astype(np.uint16)
     ears.heard["scale/depth"](depth_image(encoding, values))
     assert scale.evidence("range", "camera", 0, 0.0).points is not None
-    assert "camera_info" in scale.fault
+    assert "camera_info" in scale.trouble("range", "camera")
     # The camera_info of the full image; this one is reduced by two.
     info = CameraInfo(width=128, height=96)
     info.k = [100.0, 0.0, 63.5, 0.0, 100.0, 47.5, 0.0, 0.0, 1.0]
@@ -208,7 +237,7 @@ def test_a_depth_image_that_lies_about_its_size_is_said() -> None:
     points = scale.evidence("range", "camera", 0, 0.0).points
     assert points is not None
     assert len(points) == 0
-    assert "cannot be read" in scale.fault
+    assert "cannot be read" in scale.trouble("range", "camera")
 
 
 def test_a_huge_depth_image_is_not_kept() -> None:
@@ -216,7 +245,7 @@ def test_a_huge_depth_image_is_not_kept() -> None:
     huge = depth_image("32FC1", np.ones((48, 64), np.float32))
     huge.height = huge.width = 20_000
     ears.heard["scale/depth"](huge)
-    assert "20000x20000" in scale.fault
+    assert "20000x20000" in scale.trouble("range", "camera")
     assert scale.evidence("range", "camera", 0, 0.0).points is None
 
 
@@ -228,6 +257,6 @@ def test_the_ground_is_below_the_base() -> None:
     assert scale.evidence("height", "camera", 0, 1.2).height == 1.2
     nowhere, _ = inputs("height", mounts={})
     assert nowhere.evidence("height", "camera", 0, 0.0).height is None
-    assert "camera_height" in nowhere.fault
+    assert "camera_height" in nowhere.trouble("height", "camera")
     assert nowhere.evidence("height", "camera", 0, 1.2).height == 1.2
-    assert nowhere.fault == ""
+    assert nowhere.trouble("height", "camera") == ""
