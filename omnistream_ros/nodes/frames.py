@@ -42,7 +42,10 @@ _SETTLING_S = 0.5
 
 
 class StaticTree:
-    """The static transforms heard so far, and who is the parent of whom."""
+    """The static transforms heard so far, and who is the parent of whom.
+
+    One thread adds; any may ask.
+    """
 
     def __init__(self) -> None:
         self._parent_from_child: dict[str, tuple[str, np.ndarray]] = {}
@@ -86,9 +89,9 @@ class StaticTree:
 
     def __contains__(self, frame: str) -> bool:
         """Whether a static transform leads to or from a frame."""
-        return frame in self._parent_from_child or any(
-            parent == frame for parent, _ in self._parent_from_child.values()
-        )
+        # A copy: the thread that runs the model asks while the executor's adds.
+        parents = [parent for parent, _ in list(self._parent_from_child.values())]
+        return frame in self._parent_from_child or frame in parents
 
     def parent(self, frame: str) -> str | None:
         """The static parent of a frame, if it has one."""

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from geometry_msgs.msg import TransformStamped
@@ -74,6 +76,24 @@ def test_loops_and_nonsense_do_not_hang() -> None:
     broken.transform.rotation.w = 0.0
     (fault,) = known.add(TFMessage(transforms=[broken]))
     assert "parent -> child cannot be used" in fault
+
+
+def test_the_tree_may_grow_while_it_is_asked() -> None:
+    """As when a node starts and /tf_static arrives with the first images."""
+    known = tree(*(("base", f"link_{i}", np.eye(4)) for i in range(5)))
+
+    class Asked(str):
+        """A name that a transform arrives with whenever it is compared."""
+
+        def __eq__(self, other: object) -> bool:
+            link = ("base", f"new_{time.monotonic_ns()}", np.eye(4))
+            known.add(TFMessage(transforms=[transform(*link)]))
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    assert Asked("mast") not in known
+    assert Asked("base") in known
 
 
 @settings(max_examples=30, deadline=None)
