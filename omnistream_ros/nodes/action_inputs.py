@@ -132,27 +132,27 @@ class ActionInputs:
         self._image_counts = dict.fromkeys(images, 0)
         self._subscriptions: list[Any] = []
         self._ends: list[Callable[[], None]] = []
-        for stream, topic in streams.items():
-            wanted = [feature for feature in needs.features if feature.stream == stream]
-            tensors = FeatureStream(stream, wanted, needs.model_sha256, controller)
-            name = node.resolve_topic_name(topic)
-            if handover.is_local(name):
-                self._ends.append(handover.listen(name, functools.partial(self._on_given, tensors)))
-                continue
-            # Several tensors a frame: more than the newest message has to wait.
-            self._subscribe(
-                FeatureTensor, topic, functools.partial(self._on_features, tensors), len(wanted) + 4
+        try:
+            for stream, topic in streams.items():
+                wanted = [feature for feature in needs.features if feature.stream == stream]
+                self._listen(
+                    topic,
+                    FeatureStream(stream, wanted, needs.model_sha256, controller),
+                    len(wanted),
+                )
+            for name, topic in images.items():
+                self._subscribe(Image, topic, functools.partial(self._on_image, name), 1)
+            if robot_names:
+                self._subscribe(JointState, "joint_states", self._on_joints, 10)
+            reliable = QoSProfile(depth=10, reliability=QoSReliabilityPolicy.RELIABLE)
+            self._subscriptions.append(
+                node.create_subscription(
+                    String, "instruction", lambda message: on_instruction(message.data), reliable
+                )
             )
-        for name, topic in images.items():
-            self._subscribe(Image, topic, functools.partial(self._on_image, name), 1)
-        if robot_names:
-            self._subscribe(JointState, "joint_states", self._on_joints, 10)
-        reliable = QoSProfile(depth=10, reliability=QoSReliabilityPolicy.RELIABLE)
-        self._subscriptions.append(
-            node.create_subscription(
-                String, "instruction", lambda message: on_instruction(message.data), reliable
-            )
-        )
+        except Exception:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Hear nothing any more."""
@@ -160,6 +160,17 @@ class ActionInputs:
             self._ends.pop()()
         while self._subscriptions:
             self._node.destroy_subscription(self._subscriptions.pop())
+
+    def _listen(self, topic: str, stream: FeatureStream, tensors: int) -> None:
+        """To features; by reference where they come from this process."""
+        name = self._node.resolve_topic_name(topic)
+        if handover.is_local(name):
+            self._ends.append(handover.listen(name, functools.partial(self._on_given, stream)))
+            return
+        # Several tensors a frame: more than the newest message has to wait.
+        self._subscribe(
+            FeatureTensor, topic, functools.partial(self._on_features, stream), tensors + 4
+        )
 
     def _subscribe(self, kind: type, topic: str, callback: Callable, depth: int) -> None:
         self._subscriptions.append(

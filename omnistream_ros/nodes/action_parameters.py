@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from rclpy.exceptions import InvalidTopicNameException
+from rclpy.expand_topic_name import expand_topic_name
+from rclpy.validate_full_topic_name import validate_full_topic_name
+
 from omnistream_ros.action.blending import BLENDINGS, Blending
 from omnistream_ros.action.policy_facts import check_feature_key
 from omnistream_ros.action.safety import STOP_MODES, SafetySettings
@@ -14,6 +18,17 @@ from omnistream_ros.nodes.parameter_options import Change, option
 
 _CONFIGURE = Change.UNCONFIGURED
 JOINT_OUTPUTS = ("joint_trajectory", "joint_state")
+
+
+def _check_topic(text: str) -> None:
+    """Refuse what no topic can be called; of the node's own name nothing depends."""
+    try:
+        validate_full_topic_name(expand_topic_name(text, "node", "/"))
+    except (ValueError, InvalidTopicNameException):
+        raise ValueError(
+            f"{text!r} cannot be the name of a topic: letters, digits, _ between /, no part empty "
+            "or beginning with a digit"
+        ) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +67,7 @@ class ActionParameters:
     streams: tuple[str, ...] = option(
         ("*: omnistream_perception/features",),
         "Topic of features of each camera stream, NAME: TOPIC; names are those of the policy.",
-        check=named_values.parse,
+        check=named_values.check(_check_topic),
         change=_CONFIGURE,
     )
     joint_names: tuple[str, ...] = option(
@@ -119,7 +134,7 @@ class ActionParameters:
     images: tuple[str, ...] = option(
         (),
         "openpi: camera images that the server reads, KEY: TOPIC.",
-        check=named_values.parse,
+        check=named_values.check(_check_topic),
         change=_CONFIGURE,
     )
     image_size: int = option(

@@ -16,10 +16,16 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "action"))
 from policy_files import FACTS, with_action
 
 from omnistream_ros.action.chunk import Origin
+from omnistream_ros.action.policy import Needs
 from omnistream_ros.action.policy_facts import FeatureInput
 from omnistream_ros.action.safety import Drop
 from omnistream_ros.nodes import handover, named_values
-from omnistream_ros.nodes.action_inputs import FeatureStream, all_finite, fit_in_square
+from omnistream_ros.nodes.action_inputs import (
+    ActionInputs,
+    FeatureStream,
+    all_finite,
+    fit_in_square,
+)
 from omnistream_ros.nodes.action_parameters import ActionParameters
 from omnistream_ros.nodes.action_policies import make_limits
 from omnistream_ros.nodes.feature_messages import set_tensor
@@ -148,6 +154,47 @@ def test_an_image_fits_in_a_square(shape: tuple[int, int]) -> None:
     assert rows / columns == pytest.approx(shape[0] / shape[1], rel=0.1)
     middle = np.argwhere(lit).mean(axis=0)
     assert middle == pytest.approx([111.5, 111.5], abs=1.0)
+
+
+class BrokenNode:
+    """Makes so many subscriptions, and then no more."""
+
+    def __init__(self, able: int) -> None:
+        self.able = able
+        self.subscriptions: list[str] = []
+
+    def resolve_topic_name(self, topic: str) -> str:
+        return f"/{topic}"
+
+    def create_subscription(self, kind: type, topic: str, *_: object, **__: object) -> str:
+        if len(self.subscriptions) == self.able:
+            raise RuntimeError("no more")
+        self.subscriptions.append(topic)
+        return topic
+
+    def destroy_subscription(self, subscription: str) -> None:
+        self.subscriptions.remove(subscription)
+
+
+@pytest.mark.parametrize("able", [0, 1, 2, 3])
+def test_inputs_that_break_half_way_leave_nothing_behind(able: int) -> None:
+    handover.announce("/broken/perception")
+    node = BrokenNode(able)
+    given = {"front": "broken/perception/features", "back": "elsewhere/features"}
+    with pytest.raises(RuntimeError, match="no more"):
+        ActionInputs(
+            node,  # type: ignore[arg-type]
+            None,  # type: ignore[arg-type]
+            Needs(),
+            streams=given,
+            images={"image": "camera/image"},
+            image_size=0,
+            robot_names={"shoulder": "shoulder"},
+            on_instruction=print,
+            news=print,
+        )
+    assert node.subscriptions == []
+    assert handover.listeners("/broken/perception/features") == ()
 
 
 def test_handing_over_ends() -> None:
