@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from omnistream_ros.action.blending import Blending, Plan
 from omnistream_ros.action.chunk import Chunk, Origin
 from omnistream_ros.action.policy import Observation, Policy
+from omnistream_ros.action.spaces import Space
 from omnistream_ros.simulation.environment import STEPS_PER_FRAME, Environment
 from omnistream_ros.simulation.episodes import frames_of
 from omnistream_ros.simulation.success import Attempt
@@ -61,17 +62,25 @@ class Loop:
             watch: called at every frame.
 
         Raises:
-            ValueError: the policy reads or commands axes that the environment does not have.
+            ValueError: the policy reads or commands axes that the environment does not have, or
+                its numbers are not positions.
             PolicyError: the policy failed.
         """
+        spec = self.policy.spec
+        if spec.space is not Space.JOINT_POSITION:
+            raise ValueError(
+                f"the policy commands {spec.space.value}, and a simulated robot is told "
+                f"{Space.JOINT_POSITION.value}: try one whose actions are positions of its axes"
+            )
         names = [axis.name for axis in env.axes]
         read = [_index(names, name) for name in self.policy.needs.joints]
-        told = [_index(names, name) for name in self.policy.spec.names]
+        told = [_index(names, name) for name in spec.names]
         env.reset(seed)
         if self.eyes is not None:
             self.eyes.reset()
         self.policy.reset()
-        plan, clock = Plan(self.policy.spec, self.blending), 0.0
+        plan, clock = Plan(spec, self.blending), 0.0
+        actions = env.step_s / spec.dt  # consumed in a step
         waiting: deque[Chunk] = deque()
         command = env.positions()
         frames = frames_of(env.task, env.step_s)
@@ -98,11 +107,11 @@ class Loop:
             if len(waiting) > self.delay:
                 plan.add(waiting.popleft(), clock)
             for _ in range(STEPS_PER_FRAME):
-                due = plan.due(clock, 1 / STEPS_PER_FRAME)
+                due = plan.due(clock, actions)
                 if due is not None:
                     command[told] = due
                 env.advance(command)
-                clock += 1 / STEPS_PER_FRAME
+                clock += actions
             if env.success:
                 break
         return Attempt(env.task.name, seed, env.success, (frame + 1) * STEPS_PER_FRAME * env.step_s)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import optimize
 
 from omnistream_ros.action.policy import Needs, Observation
+from omnistream_ros.action.scripted_policy import ScriptedPolicy
 from omnistream_ros.action.spaces import ActionSpec, Space
 from omnistream_ros.evaluation.closed_loop import Loop
 from omnistream_ros.evaluation.policy_trials import (
@@ -93,6 +95,28 @@ def test_a_policy_for_another_robot_is_refused_by_the_name_of_the_axis() -> None
     env = make_environment("toy-red")
     with pytest.raises(ValueError, match=r"'elbow'.*x, y"):
         Loop(Oracle(env, ("elbow", "x")), None).attempt(env, 0, None)
+
+
+@pytest.mark.parametrize("dt", [0.05, 0.1, 0.3])
+def test_a_row_lasts_as_long_as_the_policy_says(dt: float) -> None:
+    """To one side within 2 s, as the robot is at every frame."""
+    env = make_environment("toy-red")
+    spec = ActionSpec(Space.JOINT_POSITION, ("x", "y"), ("m", "m"), "", 8, dt, (-1, -1), (1, 1))
+    env.reset(4)
+    begin = env.positions()
+    policy = ScriptedPolicy(spec, Needs(), [(0.0, begin), (2.0, begin + 0.04)])
+    places: list[np.ndarray] = []
+    Loop(policy, None).attempt(env, 4, None, watch=lambda e: places.append(e.positions()))
+    way = (np.array(places) - begin)[:20, 0]
+    np.testing.assert_allclose(way, 0.002 * np.arange(20), atol=0.002)
+
+
+def test_a_policy_whose_numbers_are_no_positions_is_refused() -> None:
+    env = make_environment("toy-red")
+    policy = Oracle(env)
+    policy.spec = dataclasses.replace(policy.spec, space=Space.JOINT_DELTA)
+    with pytest.raises(ValueError, match=r"commands joint_delta.*joint_position"):
+        Loop(policy, None).attempt(env, 0, None)
 
 
 @given(st.integers(1, 400), st.floats(0, 1))
