@@ -36,6 +36,10 @@ class PolicyModelError(ValueError):
     """Features of other weights than the policy was trained on; says what to do."""
 
 
+class TrialConditionsError(ValueError):
+    """A folder holds attempts made under other conditions; says which, and what to do."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TrialSettings:
     """What is tried.
@@ -101,11 +105,16 @@ def run_trials(
     Raises:
         PolicyFileError: a file that is no policy.
         PolicyModelError: a policy that was trained on features of another model.
+        TrialConditionsError: attempts in `out` are of another policy, delay or blending.
     """
     out.mkdir(parents=True, exist_ok=True)
+    on_disk = {
+        name: _Attempts(out / f"{name}.jsonl", _conditions(settings, file))
+        for name, file in policies.items()
+    }
     found = {}
     for name, file in policies.items():
-        attempts = _Attempts(out / f"{name}.jsonl", _conditions(settings, file))
+        attempts = on_disk[name]
         for task in settings.tasks:
             seeds = range(FIRST_SEED, FIRST_SEED + settings.attempts)
             missing = [seed for seed in seeds if (task.name, seed) not in attempts.done]
@@ -158,28 +167,50 @@ def _one_attempt(
 
 def _conditions(settings: TrialSettings, file: Path | None) -> dict[str, object]:
     """What attempts of one file have in common; attempts under others are not mixed with them."""
+    if file is None:
+        return {"policy": EXPERT}  # who acts at once, and has no chunks
     return {
-        "policy": EXPERT if file is None else OnnxPolicy(file).sha256,
+        "policy": OnnxPolicy(file).sha256,
         "delay": settings.delay,
         "blending": settings.blending.mode,
     }
 
 
+def _agree(line: str, conditions: dict[str, object]) -> bool:
+    """Whether the first line of a file says these conditions."""
+    try:
+        told = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(told, dict) and conditions.items() <= told.items()
+
+
 class _Attempts:
-    """Attempts of one policy on disk."""
+    """Attempts of one policy on disk.
+
+    Raises:
+        TrialConditionsError: those that are there were made under other conditions.
+    """
 
     def __init__(self, file: Path, conditions: dict[str, object]) -> None:
         self._file = file
         self.done: dict[tuple[str, int], Attempt] = {}
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        first = json.dumps(conditions)
-        if lines and lines[0] == first:
-            for line in lines[1:]:
-                with contextlib.suppress(ValueError, TypeError):  # cut short by the end of a run
-                    attempt = Attempt(**json.loads(line))
-                    self.done[attempt.task, attempt.seed] = attempt
+        if lines and not _agree(lines[0], conditions):
+            raise TrialConditionsError(
+                f"{file} holds attempts under {lines[0]}, and {json.dumps(conditions)} is asked "
+                "for: give the options of then, name another folder with --out, or move the file "
+                "away"
+            )
+        for line in lines[1:]:
+            with contextlib.suppress(ValueError, TypeError):  # cut short by the end of a run
+                attempt = Attempt(**json.loads(line))
+                self.done[attempt.task, attempt.seed] = attempt
+        first = lines[0] if lines else json.dumps(conditions)
         whole = [first, *(json.dumps(dataclasses.asdict(a)) for a in self.done.values())]
-        file.write_text("\n".join(whole) + "\n", encoding="utf-8")
+        part = file.with_name(f"{file.name}.part")
+        part.write_text("\n".join(whole) + "\n", encoding="utf-8")
+        part.replace(file)
 
     def add(self, attempt: Attempt) -> None:
         with self._file.open("a", encoding="utf-8") as stream:

@@ -13,12 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize
 
+from omnistream_ros.action.blending import Blending
 from omnistream_ros.action.policy import Needs, Observation
 from omnistream_ros.action.scripted_policy import ScriptedPolicy
 from omnistream_ros.action.spaces import ActionSpec, Space
 from omnistream_ros.evaluation.closed_loop import Loop
 from omnistream_ros.evaluation.policy_trials import (
     FIRST_SEED,
+    SHIPPED,
+    TrialConditionsError,
     TrialSettings,
     named_policies,
     run_trials,
@@ -150,9 +153,7 @@ def test_rates_are_counted_by_task_and_told_in_a_table() -> None:
     assert rows[-1].startswith("| all |  60 %")
 
 
-def test_trials_go_on_where_they_were_and_start_anew_under_other_conditions(
-    tmp_path: Path,
-) -> None:
+def test_trials_go_on_where_they_were(tmp_path: Path) -> None:
     made: list[str] = []
 
     def make(name: str) -> Environment:
@@ -174,8 +175,35 @@ def test_trials_go_on_where_they_were_and_start_anew_under_other_conditions(
     lines = (tmp_path / "expert.jsonl").read_text().splitlines()
     assert [json.loads(line)["seed"] for line in lines[1:]] == [FIRST_SEED + i for i in range(3)]
     assert trials(1) == Rate(1, 1)  # of three that are there
-    assert trials(1, delay=1) == Rate(1, 1)
-    assert len((tmp_path / "expert.jsonl").read_text().splitlines()) == 2
+    assert trials(3, delay=1) == Rate(3, 3)  # which the expert knows nothing of
+    assert len(made) == 2
+    assert (tmp_path / "expert.jsonl").read_text().splitlines() == lines
+
+
+def test_attempts_under_other_conditions_are_named_and_kept(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
+    policies = {"new": None, "mine": SHIPPED}
+    tried: list[str] = []
+
+    def trials(settings: TrialSettings) -> None:
+        run_trials(policies, settings, tmp_path, tried.append, lambda _: np.zeros(384))
+
+    file = tmp_path / "mine.jsonl"
+    tasks = (task_named("toy-red"),)
+    trials(TrialSettings(tasks, attempts=0, delay=1))
+    with file.open("a") as stream:
+        stream.write('{"task": "toy-red", "seed": 1000000, "success": true, "seconds": 0.5}\n')
+    before = file.read_text()
+    for changes in ({"delay": 2}, {"blending": Blending("ensemble")}):
+        settings = TrialSettings(tasks, **{"attempts": 1, "delay": 1, **changes})
+        with pytest.raises(TrialConditionsError, match=r'"delay": 1.*"delay": [12].*--out'):
+            trials(settings)
+        assert file.read_text() == before
+    assert tried == []  # what was to be tried before it neither
+    file.write_text("something else\n")
+    with pytest.raises(TrialConditionsError, match="something else"):
+        trials(TrialSettings(tasks, attempts=0, delay=1))
+    assert file.read_text() == "something else\n"
 
 
 @pytest.mark.parametrize("word", ["", "policy.onnx", "=policy.onnx", "mine=", "expert=file"])
