@@ -84,6 +84,7 @@ class SimulatorNode(Node):
         )
         self.create_subscription(JointState, "command/joint_state", self._on_joint_state, reliable)
         self._lock = threading.Lock()
+        self._axes: list[str] = []  # of the robot, from the first attempt on
         self._told: dict[str, float] = {}
         self._commands = 0
         self.now_ns = _BEGIN_NS
@@ -99,7 +100,7 @@ class SimulatorNode(Node):
         self.now_ns += _PAUSE_NS
         self._publish_time()
         with self._lock:
-            self._told, self._commands = {}, 0
+            self._axes, self._told, self._commands = names, {}, 0
         self.assistants.begin(self.options.values.instruction or env.task.instructions[0])
         command = env.positions()
         step_ns = round(1e9 * env.step_s)
@@ -116,8 +117,7 @@ class SimulatorNode(Node):
             with self._lock:
                 told = dict(self._told)
             for name, position in told.items():
-                if name in names:
-                    command[names.index(name)] = position
+                command[names.index(name)] = position
             env.advance(command)
             self.now_ns += step_ns
             self._publish_time()
@@ -166,8 +166,17 @@ class SimulatorNode(Node):
             )
             return
         with self._lock:
-            self._told.update(told)
-            self._commands += 1
+            known = self._axes
+            if set(told) <= set(known):
+                self._told.update(told)
+                self._commands += 1
+                return
+        if known:
+            self.get_logger().warning(
+                f"a command for {', '.join(told)} was not followed: the robot has "
+                f"{', '.join(known)}",
+                throttle_duration_sec=5.0,
+            )
 
 
 def make_attempts(node: SimulatorNode) -> list[Attempt]:

@@ -135,14 +135,29 @@ def test_time_goes_on_in_steps_and_never_back(ros: None) -> None:
     assert np.median(steps) == 12_500_000
 
 
-def test_commands_for_others_or_of_nonsense_do_not_move_it(ros: None) -> None:
-    for wanted, names in (([0.2, 0.2], ("elbow", "wrist")), ([float("nan"), 0.2], ("x", "y"))):
-        node = _node("attempts:=1")
-        driver = Driver(wanted, names)
-        _run(node, driver)
-        places = np.array([message.position for message in driver.joints])
-        np.testing.assert_array_equal(places, np.tile(places[0], (len(places), 1)))
-        rclpy.shutdown()
+@pytest.mark.parametrize(
+    ("wanted", "names", "words"),
+    [
+        ([0.2, 0.2], ("elbow", "wrist"), "a command for elbow, wrist was not followed"),
+        ([0.2, 0.2], ("x", "wrist"), "the robot has x, y"),
+        ([float("nan"), 0.2], ("x", "y"), "not all finite numbers"),
+    ],
+)
+def test_commands_for_others_or_of_nonsense_do_not_move_it(
+    ros: None,
+    capfd: pytest.CaptureFixture[str],
+    wanted: list[float],
+    names: tuple[str, ...],
+    words: str,
+) -> None:
+    node = _node("attempts:=1")
+    driver = Driver(wanted, names)
+    _run(node, driver)
+    places = np.array([message.position for message in driver.joints])
+    np.testing.assert_array_equal(places, np.tile(places[0], (len(places), 1)))
+    said = capfd.readouterr()
+    assert words in said.err
+    assert json.loads(said.out.splitlines()[0])["commands"] == 0
 
 
 @pytest.mark.parametrize("wrong", ["tasks:=[toy-green]", "speed:=0.0", "attempts:=-1"])
