@@ -89,9 +89,10 @@ def _arguments() -> list[DeclareLaunchArgument]:
         ),
         DeclareLaunchArgument(
             "use_sim_time",
-            default_value="false",
-            description="Take the time from /clock: for bags played with --clock, and simulators.",
-            **_BOOLEAN,
+            default_value="",
+            description="Take the time from /clock: for bags played with --clock, and simulators. "
+            "Empty: as params_file says.",
+            choices=["", "true", "false"],
         ),
         DeclareLaunchArgument(
             "log_level",
@@ -131,7 +132,10 @@ def _start(context: LaunchContext) -> list:
 
     cameras = [name.strip() for name in argument("cameras").split(",") if name.strip()]
     images = _image_topics(cameras, argument("image"), argument("camera_info"))
-    parameters = [argument("params_file"), {"use_sim_time": argument("use_sim_time") == "true"}]
+    clock = []  # parameters of all nodes
+    if argument("use_sim_time"):
+        clock = [{"use_sim_time": argument("use_sim_time") == "true"}]
+    parameters = [argument("params_file"), *clock]
     if argument("model"):
         parameters.append({"model": argument("model")})
     if cameras:
@@ -166,7 +170,7 @@ def _start(context: LaunchContext) -> list:
         action = LifecycleNode(
             executable="omnistream_action",
             name="omnistream_action",
-            parameters=[argument("action_params_file"), parameters[1]],
+            parameters=[argument("action_params_file"), *clock],
             remappings=_pairs(argument("remap")),
             **common,
         )
@@ -175,7 +179,7 @@ def _start(context: LaunchContext) -> list:
         names = (argument("namespace").strip("/"), argument("name"))
         full_name = "/" + "/".join(name for name in names if name)
         topics = {camera: pair[0][1] for camera, pair in zip(cameras or [""], images, strict=True)}
-        actions.append(_rviz(context, full_name, topics, parameters[1]))
+        actions.append(_rviz(context, full_name, topics, clock))
     return actions
 
 
@@ -224,7 +228,7 @@ def _bring_up(node: LifecycleNode, *, activate: bool) -> list:
     return [RegisterEventHandler(configured), RegisterEventHandler(started)]
 
 
-def _rviz(context: LaunchContext, node: str, images: dict[str, str], parameters: dict) -> object:
+def _rviz(context: LaunchContext, node: str, images: dict[str, str], parameters: list) -> object:
     try:
         get_package_prefix("rviz2")
     except PackageNotFoundError:
@@ -238,7 +242,7 @@ def _rviz(context: LaunchContext, node: str, images: dict[str, str], parameters:
         executable="rviz2",
         name="rviz",
         arguments=["-d", write_config(template, node, images)],
-        parameters=[parameters],
+        parameters=parameters,
         output="log",
     )
 

@@ -152,6 +152,22 @@ def test_one_camera_has_no_name(launch_file: ModuleType) -> None:
     assert "cameras" not in _parameters(node, context)
 
 
+def test_the_clock_is_that_of_the_parameter_files_unless_it_is_given(
+    launch_file: ModuleType,
+) -> None:
+    from launch_ros.actions import LifecycleNode
+
+    def clocks(**arguments: str) -> list[object]:
+        actions, context = _actions(launch_file, action="true", **arguments)
+        nodes = [action for action in actions if isinstance(action, LifecycleNode)]
+        assert len(nodes) == 2
+        return [_parameters(node, context).get("use_sim_time") for node in nodes]
+
+    assert clocks() == [None, None]
+    assert clocks(use_sim_time="true") == [True, True]
+    assert clocks(use_sim_time="false") == [False, False]
+
+
 def test_topics_that_several_cameras_would_share_are_refused(launch_file: ModuleType) -> None:
     with pytest.raises(RuntimeError, match=r"\{camera\}"):
         _started(launch_file, cameras="front,left", image="/camera/image_raw")
