@@ -186,12 +186,14 @@ def _start(context: LaunchContext) -> list:
 def _image_topics(cameras: list[str], image: str, info: str) -> list[list[tuple[str, str]]]:
     """For each camera what its two topics are remapped to."""
     image = image or ("{camera}/image_raw" if cameras else "image")
-    if len(cameras) > 1 and "{camera}" not in image:
-        raise RuntimeError(
-            f"several cameras cannot share the topic '{image}': write {{camera}} where the name of "
-            "the camera stands, for example image:=/{camera}/image_raw"
-        )
     info = info or "/".join([*image.split("/")[:-1], "camera_info"])
+    for argument, topic in (("image", image), ("camera_info", info)):
+        if len(cameras) > 1 and "{camera}" not in topic:
+            raise RuntimeError(
+                f"several cameras cannot share the topic '{topic}': write {{camera}} where the "
+                f"name of the camera stands, for example {argument}:=/{{camera}}/"
+                f"{topic.split('/')[-1]}"
+            )
     remappings = []
     for camera in cameras or [""]:
         prefix = f"{camera}/" if camera else ""

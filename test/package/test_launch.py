@@ -171,6 +171,10 @@ def test_the_clock_is_that_of_the_parameter_files_unless_it_is_given(
 def test_topics_that_several_cameras_would_share_are_refused(launch_file: ModuleType) -> None:
     with pytest.raises(RuntimeError, match=r"\{camera\}"):
         _started(launch_file, cameras="front,left", image="/camera/image_raw")
+    with pytest.raises(RuntimeError, match=r"'/rig/info'.* camera_info:=/\{camera\}/info"):
+        _started(launch_file, cameras="front,left", camera_info="/rig/info")
+    with pytest.raises(RuntimeError, match="'/rig/camera_info'"):  # that beside the images
+        _started(launch_file, cameras="front,left", image="/rig/{camera}")
     with pytest.raises(RuntimeError, match="FROM:=TO"):
         _started(launch_file, remap="a=b")
 
