@@ -80,7 +80,7 @@ class FeatureInput:
 
     @property
     def kind(self) -> str:
-        """patch, register, cls or camera."""
+        """patch, register, cls, camera or pooled."""
         return self._parts()[2]
 
     @property
