@@ -45,16 +45,12 @@ def inverse(quaternion: np.ndarray) -> np.ndarray:
     return quaternion * np.array([-1.0, -1.0, -1.0, 1.0])
 
 
-def slerp(a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
-    """From `a` (share 0) to `b` (share 1) along the shorter arc, evenly (Shoemake 1985)."""
-    return multiply(to_quaternion(share * to_vector(multiply(b, inverse(a)))), a)
-
-
 def mean(quaternions: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The rotation (4,) with the least weighted sum of squared angles to those given (N, 4).
 
-    Of two rotations that is their slerp; of more, its one generalisation that does not depend on
-    their order (the Karcher mean, found by averaging in the tangent space; Manton 2004).
+    Of two rotations that is their slerp (Shoemake 1985); of more, its one generalisation that does
+    not depend on their order (the Karcher mean, found by averaging in the tangent space; Manton
+    2004).
     """
     weights = weights / weights.sum()
     middle = quaternions[int(weights.argmax())]

@@ -55,7 +55,6 @@ class PolicyWorker:
         self._closing = False
         self.chunks = 0
         self.inference_s = 0.0
-        self.busy_since_s: float | None = None
         self._thread = threading.Thread(target=self._run, name="policy", daemon=True)
         self._thread.start()
 
@@ -87,7 +86,6 @@ class PolicyWorker:
 
     def _ask(self, ticket: Ticket, now_ns: int) -> None:
         began_s = time.monotonic()
-        self.busy_since_s = began_s
         try:
             if ticket.reset:
                 self._policy.reset()
@@ -97,8 +95,6 @@ class PolicyWorker:
                 self._controller.policy_failed(str(error))
                 self._tell(f"the policy gave no actions: {error}")
             return
-        finally:
-            self.busy_since_s = None
         self.inference_s = time.monotonic() - began_s
         self.chunks += 1
         chunk = Chunk(

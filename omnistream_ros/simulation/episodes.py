@@ -173,15 +173,7 @@ def read_episode(path: Path) -> Episode:
                 arrays["led"],
                 bool(arrays["success"]),
             )
-    except (
-        OSError,
-        EOFError,
-        KeyError,
-        ValueError,
-        TypeError,
-        zipfile.BadZipFile,
-        cv2.error,
-    ) as error:
+    except _UNREADABLE as error:
         raise EpisodeError(f"{path}: no episode ({error}); delete it and collect again") from error
 
 
