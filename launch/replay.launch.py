@@ -64,6 +64,11 @@ def generate_launch_description() -> LaunchDescription:
                 "model", default_value="", description="Model, instead of that of params_file."
             ),
             DeclareLaunchArgument(
+                "wait",
+                default_value="300",
+                description="Seconds in which the node must have loaded its model and publish.",
+            ),
+            DeclareLaunchArgument(
                 "image_topic",
                 default_value="",
                 description="Topic of the images in the bag; empty: the only ones.",
@@ -96,9 +101,10 @@ def _start(context: LaunchContext) -> list:
         launch_arguments=[(name, argument(name)) for name in ("params_file", "model", "rviz")],
     )
     recorder = ExecuteProcess(
-        cmd=[*_OMNISTREAM, "record", str(node_bag), *(f"{_NODE}/{t}" for t in _TOPICS), "/tf"],
+        cmd=[*_OMNISTREAM, "record", "--wait", argument("wait"), str(node_bag),
+             *(f"{_NODE}/{t}" for t in _TOPICS), "/tf"],
         name="record",
-    )
+    )  # fmt: skip
     player = ExecuteProcess(
         cmd=[*_OMNISTREAM, "play", bag, "--speed", argument("speed"), *topic], name="play"
     )
@@ -113,7 +119,7 @@ def _start(context: LaunchContext) -> list:
 
     def measure(event: object, context: LaunchContext) -> list:
         if not played:
-            return [Shutdown(reason="the recording was not played to its end")]
+            return [Shutdown(reason="the recording was not played to its end, see above")]
         measuring = ExecuteProcess(
             cmd=[*_OMNISTREAM, "measure", bag, str(node_bag), "--played", played[-1],
                  "--out", str(out), *topic],

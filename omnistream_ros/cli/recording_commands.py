@@ -180,10 +180,17 @@ def _declare_record(commands: Any) -> None:
     command = add_command(commands, "record", _run_record, "record topics into a rosbag2")
     command.add_argument("bag", help="folder to make")
     command.add_argument("topics", nargs="+", metavar="TOPIC")
+    command.add_argument(
+        "--wait",
+        type=positive,
+        metavar="SECONDS",
+        help="give up unless all topics are there by then (default: wait for ever)",
+    )
     add_ros_args(command)
 
 
 def _run_record(options: argparse.Namespace) -> int:
     from omnistream_ros.nodes.recorder import record
 
-    return record(Path(options.bag), options.topics, ["--ros-args", *options.ros_args])
+    ros_args = ["--ros-args", *options.ros_args]
+    return record(Path(options.bag), options.topics, ros_args, wait_s=options.wait)

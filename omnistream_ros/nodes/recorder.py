@@ -20,6 +20,7 @@ from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.subscription import Subscription
+from rclpy.timer import Timer
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
@@ -31,17 +32,25 @@ _QUEUE = 200
 _BAG_VERSION: Literal[9] = 9
 
 
+class NothingToRecordError(Exception):
+    """Topics that nobody published in time; the message names them."""
+
+
 class Recorder(Node):
     """Subscribes to each topic as soon as somebody publishes it.
 
     Prints one line of JSON when all topics are connected, ``{"recording": [...]}``, and one at
     the end, ``{"recorded": {topic: messages}}``.
 
+    Args:
+        wait_s: how long all topics may take to be there; None: for ever.
+
     Raises:
         RefusedToStartError: the bag exists already or cannot be written.
+        NothingToRecordError: from a callback, when that time is over.
     """
 
-    def __init__(self, path: Path, topics: Sequence[str]) -> None:
+    def __init__(self, path: Path, topics: Sequence[str], wait_s: float | None = None) -> None:
         self._bag = _open_bag(path)
         super().__init__("omnistream_recorder")
         self._types = get_typestore(Stores.LATEST)
@@ -51,6 +60,10 @@ class Recorder(Node):
         self._counts = dict.fromkeys(sorted(self._missing), 0)
         clock = Clock(clock_type=ClockType.STEADY_TIME)
         self._discovery = self.create_timer(_DISCOVERY_S, self._discover, clock=clock)
+        self._wait_s = wait_s
+        self._limit: Timer | None = None
+        if wait_s is not None:
+            self._limit = self.create_timer(wait_s, self._give_up, clock=clock)
 
     def destroy_node(self) -> None:
         """Complete the bag, then destroy the node."""
@@ -89,7 +102,15 @@ class Recorder(Node):
             return
         self._unmatched.remove(topic)
         if not self._unmatched and not self._missing:
+            if self._limit is not None:
+                self.destroy_timer(self._limit)
             print(json.dumps({"recording": list(self._counts)}), flush=True)
+
+    def _give_up(self) -> None:
+        waited_for = ", ".join(sorted(self._missing | self._unmatched))
+        raise NothingToRecordError(
+            f"nobody published {waited_for} within {self._wait_s:g} s: does the node say why?"
+        )
 
     def _write(self, connection: Connection, data: bytes) -> None:
         self._bag.write(connection, time.time_ns(), data)
@@ -139,6 +160,16 @@ def _matching_qos(offered: Sequence[QoSProfile]) -> QoSProfile:
     )
 
 
-def record(path: Path, topics: Sequence[str], ros_args: Sequence[str] | None = None) -> int:
-    """Record until SIGINT or SIGTERM, then complete the bag. Returns the exit status."""
-    return run(lambda: Recorder(path, topics), ros_args)
+def record(
+    path: Path,
+    topics: Sequence[str],
+    ros_args: Sequence[str] | None = None,
+    *,
+    wait_s: float | None = None,
+) -> int:
+    """Record until SIGINT or SIGTERM, then complete the bag. Returns the exit status.
+
+    Raises:
+        NothingToRecordError: not all topics were there after ``wait_s`` seconds.
+    """
+    return run(lambda: Recorder(path, topics, wait_s), ros_args)

@@ -17,6 +17,7 @@ from rosbags.highlevel import AnyReader
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from omnistream_ros import cli
 from omnistream_ros.nodes.player import play
 from omnistream_ros.nodes.recorder import record
 from omnistream_ros.nodes.transports import COMPRESSED
@@ -157,3 +158,18 @@ def test_recorder_of_a_silent_topic_ends_in_order(start_node: NodeStarter, tmp_p
         os.sched_yield()
     assert recorder.end() == 0, recorder.log
     assert json.loads(recorder.lines[-1]) == {"recorded": {"/nobody": 0}}
+
+
+def record_command(arguments: list[str]) -> int:
+    return cli.main(["record", *arguments])
+
+
+def test_recorder_does_not_wait_for_ever_where_it_is_told(
+    user: User, start_node: NodeStarter, tmp_path: Path
+) -> None:
+    user.node.create_publisher(Image, "/somebody", 1)
+    topics = ["/somebody", "/nobody"]
+    recorder = start_node.fork(record_command, ["--wait", "0.5", str(tmp_path / "bag"), *topics])
+    assert recorder.wait() == 2, recorder.log
+    assert recorder.count("omnistream record: nobody published /nobody within 0.5 s") == 1
+    assert recorder.count("Traceback") == 0
