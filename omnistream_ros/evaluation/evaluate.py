@@ -28,6 +28,9 @@ _LOST = (
     "memory ran out: evaluate it again, with fewer --jobs"
 )
 
+#: The error of a recording that Ctrl-C came before.
+INTERRUPTED = "interrupted before it was measured"
+
 #: (name of the recording, frames done, total if known)
 Progress = Callable[[str, int, "int | None"], None]
 
@@ -175,7 +178,7 @@ def evaluate(
 
 def not_begun(path: Path) -> SequenceResult:
     """The result of a recording that Ctrl-C came before."""
-    return failed(path, "interrupted before it was measured")
+    return failed(path, INTERRUPTED)
 
 
 def _in_processes(

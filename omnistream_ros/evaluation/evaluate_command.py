@@ -8,14 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from omnistream_ros.evaluation import report, summary, terminal_table
-from omnistream_ros.evaluation.child_process import ChildError
 from omnistream_ros.evaluation.cluster import evaluate_on_cluster
-from omnistream_ros.evaluation.evaluate import Options, evaluate, not_begun
+from omnistream_ros.evaluation.evaluate import INTERRUPTED, Options, evaluate, not_begun
 from omnistream_ros.evaluation.live_comparison import measure_live
 from omnistream_ros.evaluation.output_folder import output_folder
 from omnistream_ros.evaluation.progress import ProgressBar, lengths
 from omnistream_ros.evaluation.protocols import PROTOCOLS
-from omnistream_ros.evaluation.recordings import RecordingError
+from omnistream_ros.evaluation.recordings import FAULTS
 from omnistream_ros.evaluation.sequence_result import SequenceResult
 
 
@@ -38,23 +37,30 @@ def run(
         say: told the table and where things are.
 
     Returns:
-        Whether every recording was measured whole.
+        Whether every recording was measured whole, and played whole if that was asked for.
 
     Raises:
+        ValueError: ``live`` with predictions, which no node makes.
         OSError: ``out`` cannot be written.
         OutputFolderError: another process writes into it.
         ModelError: the model cannot be used.
     """
+    if live and options.predictions is not None:
+        raise ValueError(
+            "--live plays the recordings to a node with a model: it cannot measure --predictions "
+            "of others; leave out one of the two"
+        )
     if len(paths) > 1:
         options = dataclasses.replace(options, predictions_by_name=True)
     # A folder that cannot be written should be known before the work, not after it.
     with output_folder(out):
         results = _measure(paths, options, jobs, ray, say)
-        folders = summary.sequence_folders(results)
-        if live:
-            for path, folder, result in zip(paths, folders, results, strict=True):
-                if result.status == "ok":
-                    _add_live(path, options, out / folder, result, say)
+        whole = all(result.status == "ok" for result in results)
+        interrupted = any(
+            result.status == "partial" or result.error == INTERRUPTED for result in results
+        )
+        if live and not interrupted:
+            whole = _play_live(paths, options, out, results, say) and whole
         about = summary.surroundings(summary.command_line())
         about["notes"] = _protocol_notes(options, results)
         content = summary.summarise(results, about)
@@ -73,7 +79,7 @@ def run(
                 error.errno, f"{error.strerror}; the results are not written whole", str(out)
             ) from error
     say(f"\nreport: {out / 'report.html'}")
-    return all(result.status == "ok" for result in results)
+    return whole
 
 
 def _measure(
@@ -103,17 +109,34 @@ def _measure(
     return results
 
 
-def _add_live(
-    path: Path, options: Options, out: Path, result: SequenceResult, say: Callable[[str], None]
-) -> None:
-    """The live run of one recording; its failure is told and spoils nothing else."""
-    say(f"{result.name}: live")
-    try:
-        result.live = measure_live(path, options, out / "live", lambda line: say(f"... {line}"))
-        say(f"{result.name}: live, {result.live}")
-    except (ChildError, RecordingError) as error:
-        result.notes.append(f"the live run failed: {error}")
-        say(f"{result.name}: the live run failed: {error}")
+def _play_live(
+    paths: Sequence[Path],
+    options: Options,
+    out: Path,
+    results: Sequence[SequenceResult],
+    say: Callable[[str], None],
+) -> bool:
+    """Add the live runs to the results; one that fails is told and spoils nothing else.
+
+    Returns:
+        Whether none was interrupted.
+    """
+    folders = summary.sequence_folders(results)
+    for path, folder, result in zip(paths, folders, results, strict=True):
+        if result.status != "ok":
+            continue
+        say(f"{result.name}: live")
+        place = out / folder / "live"
+        try:
+            result.live = measure_live(path, options, place, lambda line: say(f"... {line}"))
+            say(f"{result.name}: live, {result.live}")
+        except FAULTS as error:
+            result.notes.append(f"the live run failed: {error}")
+            say(f"{result.name}: the live run failed: {error}")
+        except KeyboardInterrupt:
+            result.notes.append("the live run was interrupted")
+            return False
+    return True
 
 
 def _protocol_notes(options: Options, results: Sequence[SequenceResult]) -> list[str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 from pathlib import Path
 
 import bags
@@ -19,7 +20,7 @@ from omnistream_ros.evaluation.evaluate import Options, evaluate, evaluate_one
 from omnistream_ros.evaluation.predictors import FilePredictor, FramePrediction
 from omnistream_ros.evaluation.recordings import open_recording
 from omnistream_ros.evaluation.replay import replay
-from omnistream_ros.evaluation.trajectory import Trajectory
+from omnistream_ros.evaluation.trajectory import Trajectory, TrajectoryError
 
 
 def silent(*_: object) -> None:
@@ -204,6 +205,43 @@ def test_a_killed_process_fails_what_it_had_in_work(
     results += sequence
     assert [result.status for result in results] == ["ok", "failed"]
     assert "ended from outside" in results[1].error
+
+
+@pytest.mark.parametrize(
+    ("fault", "note", "good"),
+    [
+        (TrajectoryError("stamps must increase"), "the live run failed: stamps must inc", True),
+        (OSError(28, "No space left on device"), "the live run failed: .*No space left", True),
+        (KeyboardInterrupt(), "the live run was interrupted", False),
+    ],
+)
+def test_a_live_run_that_fails_spoils_nothing_else(
+    corridor, perfect_predictions, tmp_path, monkeypatch, fault: BaseException, note, good: bool
+) -> None:
+    scored = Options(predictions=perfect_predictions)
+
+    def evaluated(paths, *_):
+        return iter([evaluate_one(path, scored) for path in paths])
+
+    def played(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(evaluate_command, "evaluate", evaluated)
+    monkeypatch.setattr(evaluate_command, "measure_live", played)
+    out = tmp_path / "out"
+    assert evaluate_command.run([corridor], Options(), out, live=True, say=silent) == good
+    assert statuses(out) == [("corridor", "ok")]
+    (sequence,) = json.loads((out / "metrics.json").read_text())["sequences"]
+    assert any(re.match(note, text) for text in sequence["notes"])
+
+
+def test_nobody_plays_one_model_beside_the_numbers_of_another(
+    corridor, perfect_predictions, tmp_path
+) -> None:
+    options = Options(predictions=perfect_predictions)
+    with pytest.raises(ValueError, match="--live"):
+        evaluate_command.run([corridor], options, tmp_path / "out", live=True, say=silent)
+    assert not (tmp_path / "out").exists()
 
 
 def test_failed_sequences_are_named_and_in_no_mean(corridor, perfect_predictions, tmp_path) -> None:
