@@ -114,12 +114,12 @@ def decode_depth(data: bytes, message_format: str) -> np.ndarray:
     return depth
 
 
-def encode_depth(millimetres: np.ndarray) -> bytes:
+def encode_depth(millimetres: np.ndarray, level: int = 1) -> bytes:
     """Depth (H, W) uint16 as compressed_depth_image_transport writes a 16UC1 image: without loss.
 
-    The fastest level of PNG that compresses: level 3 takes twice the time for a tenth less.
+    Level 1 is the fastest of PNG that compresses: 3 takes twice the time for a tenth less.
     """
-    done, png = cv2.imencode(".png", millimetres, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    done, png = cv2.imencode(".png", millimetres, [cv2.IMWRITE_PNG_COMPRESSION, level])
     if not done:
         raise ValueError(f"a depth image of shape {millimetres.shape} cannot be written as PNG")
     return _DEPTH_HEADER.pack(0, 0.0, 0.0) + png.tobytes()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +20,11 @@ import numpy as np
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
+from omnistream_ros.evaluation.rotations import quaternions_of
+from omnistream_ros.stream.compressed_images import encode_depth
 from omnistream_ros.training.assets import FurnitureLibrary, attribution
 from omnistream_ros.training.camera_path import make_path
-from omnistream_ros.training.clips import Clip, pinhole, quaternions
+from omnistream_ros.training.clips import RenderedClip, pinhole
 from omnistream_ros.training.render import Renderer
 from omnistream_ros.training.scenes import SceneMaker
 from omnistream_ros.training.sensor import Sensor, expose
@@ -67,7 +68,7 @@ class ClipSettings:
             raise ValueError(f"expected a field of view of 20 to 120 degrees, got {self.fov}")
 
 
-def render_clip(settings: ClipSettings, library: FurnitureLibrary | None = None) -> Clip:
+def render_clip(settings: ClipSettings, library: FurnitureLibrary | None = None) -> RenderedClip:
     """Render a clip with a clean sensor; equal settings give equal clips.
 
     Raises AssetError, RenderError or PathError, each saying what to do.
@@ -87,10 +88,10 @@ def render_clip(settings: ClipSettings, library: FurnitureLibrary | None = None)
     sensor = Sensor(shutter=0.2, shot=0.003, read=0.002, vignette=0.1)
     rgb = expose(views, path.poses, camera, sensor, rng)
     depth = np.stack([view.depth for view in views])
-    return Clip(scene, (path.motion,), rgb, depth, path.poses, camera, path.stamps)
+    return RenderedClip(scene, (path.motion,), rgb, depth, path.poses, camera, path.stamps)
 
 
-def write_recording(clip: Clip, folder: Path, credits: str, quality: int = 76) -> None:
+def write_recording(clip: RenderedClip, folder: Path, credits: str, quality: int = 76) -> None:
     """Write a clip as a rosbag2 folder (mcap) with attribution and description beside it.
 
     Raises FileExistsError if the folder exists.
@@ -106,7 +107,7 @@ def write_recording(clip: Clip, folder: Path, credits: str, quality: int = 76) -
         raise
 
 
-def render_recording(settings: ClipSettings, folder: Path) -> Clip:
+def render_recording(settings: ClipSettings, folder: Path) -> RenderedClip:
     """Render a clip and write it as a recording; returns the clip."""
     if folder.exists():
         raise FileExistsError(f"{folder} exists already: remove it or choose another folder")
@@ -117,7 +118,7 @@ def render_recording(settings: ClipSettings, folder: Path) -> Clip:
     return clip
 
 
-def _write_bag(clip: Clip, folder: Path, quality: int) -> None:
+def _write_bag(clip: RenderedClip, folder: Path, quality: int) -> None:
     store = get_typestore(Stores.LATEST)
     types: Any = store.types
 
@@ -163,7 +164,7 @@ def _write_bag(clip: Clip, folder: Path, quality: int) -> None:
         topics = {
             n: (bag.add_connection(n, kind, typestore=store), kind) for n, kind in names.items()
         }
-        rotations = quaternions(clip.poses[:, :3, :3])
+        rotations = quaternions_of(clip.poses[:, :3, :3])
         for i, seconds in enumerate(clip.stamps):
             stamp = _START_S * 10**9 + round(float(seconds) * 1e9)
             position, rotation = clip.poses[i, :3, 3], rotations[i]
@@ -196,10 +197,7 @@ def _write_bag(clip: Clip, folder: Path, quality: int) -> None:
 
 
 def _coded_depth(depth: np.ndarray) -> bytes:
-    """Half-size depth (H, W) metres as compressed_depth_image_transport writes 16UC1.
-
-    Twelve bytes of header (unused for 16UC1), then a PNG of millimetres, 0 where unknown.
-    """
+    """Depth (H, W) metres at half the size, as a compressed image of millimetres, 0 unknown."""
     height, width = depth.shape
     blocks = depth.reshape(height // 2, 2, width // 2, 2).transpose(0, 2, 1, 3)
     blocks = np.sort(blocks.reshape(height // 2, width // 2, 4), axis=-1)
@@ -208,8 +206,7 @@ def _coded_depth(depth: np.ndarray) -> bytes:
     small = np.where(flat, 1 / (1 / blocks).mean(axis=-1), blocks[..., 1])
     millimetres = np.round(small * 1000)
     millimetres[millimetres > 65535] = 0
-    picture = _encode(".png", millimetres.astype(np.uint16), [cv2.IMWRITE_PNG_COMPRESSION, 9])
-    return struct.pack("<iff", 0, 0.0, 0.0) + picture
+    return encode_depth(millimetres.astype(np.uint16), level=9)
 
 
 def _encode(suffix: str, image: np.ndarray, options: list[int]) -> bytes:

@@ -17,6 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from omnistream_ros.evaluation.rotations import quaternions_of
 from omnistream_ros.training.assets import FurnitureLibrary
 from omnistream_ros.training.camera_path import CameraPath, PathError, make_path
 from omnistream_ros.training.render import Renderer, View
@@ -30,12 +31,12 @@ _SHORT_TAKE = 4  # frames
 _SHORT_TAKES = 6  # in one room
 
 
-class ClipError(RuntimeError):
+class SeedError(RuntimeError):
     """A seed gives no clip worth keeping; take another."""
 
 
 @dataclass(frozen=True)
-class Clip:
+class RenderedClip:
     """What a clip holds: one moving camera, or several takes of it from all over the same room.
 
     rgb (T, H, W, 3) uint8 sRGB; depth (T, H, W) float32 z-depth in metres; poses (T, 4, 4)
@@ -78,34 +79,14 @@ def pinhole(width: int, height: int, fov: float) -> tuple[float, float, float, f
     return float(focal), float(focal), (width - 1) / 2, (height - 1) / 2
 
 
-def quaternions(rotations: np.ndarray) -> np.ndarray:
-    """Unit quaternions (N, 4) xyzw, w >= 0, of rotation matrices (N, 3, 3)."""
-    # Shepperd (1978): take the largest of the four squares, so that nothing small is divided by.
-    r = rotations
-    trace = np.trace(r, axis1=1, axis2=2)
-    squares = np.stack([*(2 * r[:, i, i] - trace for i in range(3)), trace], 1)  # (N, 4)
-    largest = squares.argmax(axis=1)
-    candidates = np.empty((len(r), 4, 4))
-    d01, d02, d12 = r[:, 0, 1] + r[:, 1, 0], r[:, 0, 2] + r[:, 2, 0], r[:, 1, 2] + r[:, 2, 1]
-    e0, e1, e2 = r[:, 2, 1] - r[:, 1, 2], r[:, 0, 2] - r[:, 2, 0], r[:, 1, 0] - r[:, 0, 1]
-    one = 1 + squares
-    candidates[:, 0] = np.stack([one[:, 0], d01, d02, e0], 1)
-    candidates[:, 1] = np.stack([d01, one[:, 1], d12, e1], 1)
-    candidates[:, 2] = np.stack([d02, d12, one[:, 2], e2], 1)
-    candidates[:, 3] = np.stack([e0, e1, e2, one[:, 3]], 1)
-    q = candidates[np.arange(len(r)), largest]
-    q /= np.linalg.norm(q, axis=1, keepdims=True)
-    return q * np.where(q[:, 3:] < 0, -1.0, 1.0)
-
-
-def training_clip(seed: int, maker: SceneMaker, renderer: Renderer) -> Clip:
+def training_clip(seed: int, maker: SceneMaker, renderer: Renderer) -> RenderedClip:
     """The training clip of a seed: random room, paths, lens, frame rate and sensor.
 
     One clip in four is a single take of 16 to 24 frames, which teaches the use of the past. The
     others are takes of four frames from places all over the room: neighbouring frames look alike,
     so for the same time of rendering they show several times as much.
 
-    Raises ClipError when the seed gives nothing usable.
+    Raises SeedError when the seed gives nothing usable.
     """
     rng = np.random.default_rng(np.random.SeedSequence([seed, 1]))
     scene = maker.make(seed)
@@ -122,8 +103,8 @@ def training_clip(seed: int, maker: SceneMaker, renderer: Renderer) -> Clip:
         if len(takes) == (1 if long else _SHORT_TAKES):
             break
     if not takes:
-        raise ClipError(f"seed {seed}: no path with anything to see")
-    return Clip(
+        raise SeedError(f"seed {seed}: no path with anything to see")
+    return RenderedClip(
         scene,
         tuple(take.path.motion for take in takes),
         np.concatenate([take.rgb for take in takes]),
@@ -156,7 +137,7 @@ def _take(
     try:
         path = make_path(scene, rng, frames, rate)
     except PathError as error:
-        raise ClipError(str(error)) from error
+        raise SeedError(str(error)) from error
     renderer.load(maker.stage(scene, path.poses[:, :3, 3], camera[0]))
     views: list[View] = []
     # The ends and the middle first: most paths that are no good show it there.
@@ -183,13 +164,13 @@ def _worth_seeing(view: View) -> bool:
     )
 
 
-def write_training_clip(clip: Clip, path: Path) -> None:
+def write_training_clip(clip: RenderedClip, path: Path) -> None:
     """Write an uncompressed npz under a temporary name and rename it when complete.
 
     Keys: rgb, depth float16, poses (T, 7) float32 tx ty tz qx qy qz qw, intrinsics, stamps, cuts
     (first frame of every take), info.
     """
-    poses = np.hstack([clip.poses[:, :3, 3], quaternions(clip.poses[:, :3, :3])])
+    poses = np.hstack([clip.poses[:, :3, 3], quaternions_of(clip.poses[:, :3, :3])])
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
         with part.open("wb") as file:
@@ -231,7 +212,7 @@ def fill(folder: Path, first: int, last: int, pictures: bool = True) -> None:
             continue
         try:
             clip = training_clip(seed, maker, renderer)
-        except ClipError as error:
+        except SeedError as error:
             print(f"clip {seed} left out: {error}", flush=True)
             continue
         write_training_clip(clip, path)
@@ -250,11 +231,11 @@ def fill(folder: Path, first: int, last: int, pictures: bool = True) -> None:
 def contact_sheet(folder: Path, target: Path, count: int = 40, seed: int = 0) -> None:
     """A picture of random clips of a folder: the middle frame of each over its depth.
 
-    Raises ClipError when there are none.
+    Raises ValueError when there are none.
     """
     files = sorted(folder.glob("clip_*.npz"))
     if not files:
-        raise ClipError(f"no clips in {folder}: render some first")
+        raise ValueError(f"no clips in {folder}: render some first")
     chosen = np.random.default_rng(seed).permutation(len(files))[:count]
     cells = []
     for number in sorted(chosen):

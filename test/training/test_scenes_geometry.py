@@ -15,7 +15,7 @@ from omnistream_ros.training import textures
 from omnistream_ros.training.assets import LICENCES, AssetError, FurnitureLibrary
 from omnistream_ros.training.camera_path import MOTIONS, clearance, make_path
 from omnistream_ros.training.clip_recording import ClipSettings
-from omnistream_ros.training.clips import pinhole, quaternions, seeds
+from omnistream_ros.training.clips import pinhole, seeds
 from omnistream_ros.training.furnish import Item
 from omnistream_ros.training.mesh import Mesh, pack, unit_box
 from omnistream_ros.training.render import View, look_at, projection
@@ -231,24 +231,6 @@ def test_clearance_is_the_distance_to_boxes_walls_floor_and_ceiling() -> None:
 def test_an_unknown_motion_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="no motion 'fly': use one of walk"):
         make_path(box_room(), np.random.default_rng(0), 10, 10.0, "fly")
-
-
-@given(st.lists(st.floats(-1, 1), min_size=4, max_size=4))
-def test_quaternions_give_the_rotation_back(values: list[float]) -> None:
-    q = np.array(values)
-    if np.linalg.norm(q) < 1e-3:
-        return
-    x, y, z, w = q / np.linalg.norm(q)
-    rotation = np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ]
-    )
-    got = quaternions(rotation[None])[0]
-    assert got[3] >= 0
-    assert abs(abs(got @ [x, y, z, w]) - 1) < 1e-9
 
 
 @given(

@@ -13,7 +13,7 @@ from omnistream_ros.training.assets import AssetError, FurnitureLibrary, attribu
 from omnistream_ros.training.camera_path import make_path
 from omnistream_ros.training.clip_recording import ClipSettings, render_clip, write_recording
 from omnistream_ros.training.clips import (
-    ClipError,
+    SeedError,
     pinhole,
     training_clip,
     write_training_clip,
@@ -161,7 +161,7 @@ def test_training_clips_are_written_whole_and_read_back(maker, renderer, tmp_pat
     while clip is None:
         try:
             clip = training_clip(seed, maker, renderer)
-        except ClipError:
+        except SeedError:
             seed += 1
     write_training_clip(clip, tmp_path / "clip_000001.npz")
     assert [p.name for p in tmp_path.iterdir()] == ["clip_000001.npz"]
