@@ -34,14 +34,21 @@ def _run_info(options: argparse.Namespace) -> None:
     config = model.config
     parameters = sum(parameter.numel() for parameter in model.parameters())
     scale = "metric" if config.metric else "up to scale"
-    heads = [name for name in ("depth", "camera") if getattr(model, f"{name}_head") is not None]
+    names = ("depth", "camera", "matching", "language")
+    heads = [name for name in names if getattr(model, f"{name}_head") is not None]
+    gives = ["features"]
+    if model.depth_head is not None:
+        gives.append(f"depth, {scale}")
+    if model.has_pose:
+        gives.append("pose")
     rows = {
         "model": card.name,
         "licence": card.licence,
         "weights": f"sha256 {card.sha256}, stored as {card.storage_dtype}",
         "parameters": f"{parameters:,}",
         "network": f"{config.depth} blocks of width {config.width}, {config.patch_embed} embedding",
-        "heads": f"{', '.join(heads)}; depth is {scale}" if heads else "none (backbone only)",
+        "heads": ", ".join(heads) or "none (backbone only)",
+        "gives": ", ".join(gives),
         **{f"trained: {key}": value for key, value in card.training.items()},
         **{f"accuracy: {key}": value for key, value in card.accuracy.items()},
     }

@@ -98,9 +98,7 @@ class ModelPredictor:
         self.device = device
         self._session = StreamSession(network, policy=policy)
         self.context_capacity = self._session.context_capacity
-        self._outputs = Outputs(
-            depth=network.depth_head is not None, pose=network.camera_head is not None
-        )
+        self._outputs = Outputs(depth=network.depth_head is not None, pose=network.has_pose)
 
     def predict(self, number: int, frame: Frame) -> FramePrediction:
         result = self._session.step(frame, self._outputs)

@@ -52,6 +52,12 @@ class OmniStream(nn.Module):
         self.language_head = LanguageHead(config) if config.language_width else None
         self.lay_out()
 
+    @property
+    def has_pose(self) -> bool:
+        """Whether a stream can follow the camera: by the camera head, or by matching on depth."""
+        matches = self.matching_head is not None and self.depth_head is not None
+        return self.camera_head is not None or matches
+
     def lay_out(self) -> OmniStream:
         """Put the weights of convolutions in the order in which they run fastest."""
         for module in self.modules():

@@ -66,7 +66,7 @@ def load_engine(
         patch_size=network.config.patch_size,
         layers=network.config.depth,
         has_depth=network.depth_head is not None,
-        has_pose=network.camera_head is not None or network.matching_head is not None,
+        has_pose=network.has_pose,
         metric=network.config.metric,
         licence=card.licence,
         accuracy=card.accuracy,

@@ -146,6 +146,23 @@ def test_a_backbone_without_heads_has_features_alone():
     assert out.features.patches.shape == (1, 2, 6, 32)
 
 
+@pytest.mark.parametrize(
+    ("config", "camera", "expected"),
+    [
+        ({}, True, True),
+        ({"matching_width": 8}, True, True),
+        ({"matching_width": 8}, False, True),  # matching, on the depth of the model
+        ({}, False, False),
+        ({"matching_width": 8, "head_width": 0}, True, False),  # matching, and no depth
+    ],
+)
+def test_what_can_follow_the_camera(config: dict, camera: bool, expected: bool):
+    model = build_model(dataclasses.replace(TINY_TRUNK, **config))
+    if not camera:
+        model.camera_head = None
+    assert model.has_pose is expected
+
+
 def test_no_camera_token_no_camera():
     model = lively(TINY)
     features = model.backbone.forward_clip(torch.randn(1, 2, 3, 32, 48), camera_token=False)

@@ -122,6 +122,32 @@ def test_missing_model_ends_with_one_line(tmp_path: Path) -> None:
     assert "nothing" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("widths", "heads", "gives"),
+    [
+        ({}, "none (backbone only)", "features"),
+        ({"matching_width": 8}, "matching", "features"),
+        ({"matching_width": 8, "head_width": 8}, "depth, camera, matching",
+         "features, depth, up to scale, pose"),
+    ],
+)  # fmt: skip
+def test_info_names_all_heads_and_what_comes_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], widths: dict, heads: str, gives: str
+) -> None:
+    from omnistream_ros.model import ModelCard, ModelConfig, build_model, save_model
+
+    config = ModelConfig(
+        name="tiny", width=32, depth=2, heads=2, taps=(0, 0, 1, 1), model_pixels=32 * 48,
+        patch_embed="efficientnet_lite0", **widths,
+    )  # fmt: skip
+    file = tmp_path / "tiny.safetensors"
+    save_model(file, build_model(config), ModelCard("tiny", "none"))
+    assert cli.main(["info", str(file)]) == 0
+    rows = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert rows["heads"].strip() == heads
+    assert rows["gives"].strip() == gives
+
+
 def test_reader_that_has_gone_is_no_error(golden: Path) -> None:
     """`omnistream info DIR | head -0`: no traceback, the status of a broken pipe."""
     reader, writer = os.pipe()
