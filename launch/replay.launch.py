@@ -98,7 +98,10 @@ def _start(context: LaunchContext) -> list:
         PythonLaunchDescriptionSource(
             PathJoinSubstitution([_SHARE, "launch", "omnistream.launch.py"])
         ),
-        launch_arguments=[(name, argument(name)) for name in ("params_file", "model", "rviz")],
+        launch_arguments=[
+            *((name, argument(name)) for name in ("params_file", "model", "rviz")),
+            ("use_sim_time", "false"),  # the player publishes no /clock
+        ],
     )
     recorder = ExecuteProcess(
         cmd=[*_OMNISTREAM, "record", "--wait", argument("wait"), str(node_bag),

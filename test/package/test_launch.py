@@ -251,7 +251,8 @@ def test_replay_plays_records_and_nothing_is_started_too_early(tmp_path: Path) -
     words = ["".join(part.text for part in word) for word in recorder.cmd]
     assert words[3] == "record"
     assert words[-1] == "/tf"
-    assert sum(isinstance(action, IncludeLaunchDescription) for action in actions) == 1
+    (node,) = (action for action in actions if isinstance(action, IncludeLaunchDescription))
+    assert ("use_sim_time", "false") in node.launch_arguments
     assert sum(isinstance(action, RegisterEventHandler) for action in actions) == 4
     assert (tmp_path / "out").is_dir()
 
