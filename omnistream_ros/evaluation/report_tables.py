@@ -36,9 +36,9 @@ def overview(content: dict[str, Any]) -> str:
     return out + (
         '<p class="soft">Depth: <b>metric</b> as predicted, <b>scale</b> after one factor per '
         "sequence, <b>constant</b> the baseline that sees nothing: the sequence's median depth "
-        "everywhere. Pose: <b>ATE SE(3)</b> is in metres as estimated; <b>ATE Sim(3)</b> and RPE are "
-        "after alignment with scale, the protocol's way; "
-        "<b>static</b> is a camera that stands still. Depth means are weighted by valid pixels, "
+        "everywhere. Pose: <b>ATE SE(3)</b> is in metres as estimated; <b>ATE Sim(3)</b> and RPE "
+        "are after alignment with scale, the protocol's way; <b>static</b> is a camera that stands "
+        "still. Depth means are weighted by valid pixels, "
         "pose means are not.</p>"
     )
 

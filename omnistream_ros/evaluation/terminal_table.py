@@ -10,10 +10,11 @@ from typing import Any
 def table(content: dict[str, Any]) -> str:
     """The result as text, one line per sequence."""
     width = max([8, *(len(one["name"]) for one in content["sequences"])])
-    lines = [
-        " " * width + "  frames  AbsRel  d<1.25  AbsRel  d<1.25  constant     ATE     ATE      RPE     RPE",
-        " " * width + "          metric  metric   scale   scale    AbsRel     se3    sim3     sim3     deg",
-    ]
+    titles = (
+        "  frames  AbsRel  d<1.25  AbsRel  d<1.25  constant     ATE     ATE      RPE     RPE",
+        "          metric  metric   scale   scale    AbsRel     se3    sim3     sim3     deg",
+    )
+    lines = [" " * width + title for title in titles]
     for one in content["sequences"]:
         if one["status"] == "failed":
             lines.append(f"{one['name']:{width}}  failed: {one['error']}")
