@@ -44,7 +44,7 @@ class Layout:
         name: of the layout, for people.
         images, depths: files in order of time.
         depth_reader: file to (H, W) float32 metres with NaN for unknown.
-        intrinsics: camera of the images; ``depth_intrinsics`` of the depth files, when they differ.
+        intrinsics: camera of the images, and of the depth files.
         distortion: of the lens, in images and depth alike; it is taken out.
         poses: reads the ground truth; called only when it is asked for.
         depth_limits: valid depth in metres by the data set's protocol, exclusive.
@@ -56,7 +56,6 @@ class Layout:
     depths: Sequence[StampedFile] = ()
     depth_reader: Callable[[Path], np.ndarray] | None = None
     intrinsics: Intrinsics | None = None
-    depth_intrinsics: Intrinsics | None = None
     distortion: Distortion | None = None
     poses: Callable[[], Trajectory] | None = None
     depth_limits: tuple[float, float] = (0.0, float("inf"))
@@ -107,7 +106,7 @@ class FileRecording(Recording):
         reader = self.layout.depth_reader
         if reader is None:
             return
-        camera = self.layout.depth_intrinsics or self.layout.intrinsics
+        camera = self.layout.intrinsics
         for stamp, file in self.layout.depths:
             depth = reader(file)
             fitted = _fit(camera, depth, file)

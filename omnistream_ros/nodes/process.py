@@ -12,7 +12,6 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -29,18 +28,6 @@ _STOP_PATIENCE_S = 8.0
 
 class RefusedToStartError(Exception):
     """The node cannot be created from what it was given; the message says what to change."""
-
-
-class FaultReporting(Protocol):
-    """A node that can take an exception of one of its callbacks without ending."""
-
-    def report_fault(self, error: BaseException) -> None: ...
-
-
-class Abandoning(Protocol):
-    """A node that may end while a thread of it is still at work in some library."""
-
-    abandoned: bool
 
 
 def tune_allocator() -> bool:
@@ -87,6 +74,9 @@ def run(create_node: Callable[[], Node], args: Sequence[str] | None = None) -> i
     The executor is the single-threaded one. CPU time per VGA image with its camera_info, measured
     in a lifecycle node: 2.8 ms; multi-threaded 4.9 ms; the experimental events executor 1.6 ms, but
     its ``spin`` of this rclpy cannot be ended in order.
+
+    A node with a method ``report_fault(error)`` is told the exceptions of its callbacks, and goes
+    on; one with a true ``abandoned`` ends although a thread is still at work in some library.
 
     Returns:
         Exit status: 0 after a signal, 2 when the node could not be created (the reason is printed).
