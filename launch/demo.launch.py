@@ -20,6 +20,7 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.substitutions import FindPackageShare
 
+from omnistream_ros.dds_profile import profile_variable
 from omnistream_ros.evaluation.demo import BUNDLED
 
 _SHARE = FindPackageShare("omnistream_ros")
@@ -71,7 +72,7 @@ def _start(context: LaunchContext) -> list:
         respawn=True,
         respawn_delay=1.0,
     )
-    actions = [*_shared_memory(context), node, player]
+    actions = [*_shared_memory(), node, player]
     if argument("view") == "true":
         page = ExecuteProcess(
             cmd=[*_OMNISTREAM, "view", "--port", argument("port")], name="view", output="screen"
@@ -80,10 +81,8 @@ def _start(context: LaunchContext) -> list:
     return actions
 
 
-def _shared_memory(context: LaunchContext) -> list:
+def _shared_memory() -> list:
     """The Fast DDS profile for the player too; see config/fastdds.xml."""
-    old, new = "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"
-    if os.environ.get(old) or os.environ.get(new):
-        return []
-    name = old if os.environ.get("ROS_DISTRO") == "jazzy" else new
-    return [SetEnvironmentVariable(name, PathJoinSubstitution([_SHARE, "config", "fastdds.xml"]))]
+    name = profile_variable(os.environ)
+    profile = PathJoinSubstitution([_SHARE, "config", "fastdds.xml"])
+    return [SetEnvironmentVariable(name, profile)] if name else []

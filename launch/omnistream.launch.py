@@ -27,6 +27,7 @@ from launch_ros.events.lifecycle import ChangeState
 from launch_ros.substitutions import FindPackageShare
 from lifecycle_msgs.msg import Transition
 
+from omnistream_ros.dds_profile import profile_variable
 from omnistream_ros.nodes.rviz_config import write_config
 
 _CONFIG = PathJoinSubstitution([FindPackageShare("omnistream_ros"), "config"])
@@ -251,9 +252,6 @@ def _rviz(context: LaunchContext, node: str, images: dict[str, str], parameters:
 
 def _shared_memory(context: LaunchContext) -> dict[str, str]:
     """The Fast DDS profile for images, unless the user has one; see config/fastdds.xml."""
-    # Jazzy knows the older name only, and later distributions warn of it.
-    old, new = "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"
-    if os.environ.get(old) or os.environ.get(new):
-        return {}
-    name = old if os.environ.get("ROS_DISTRO") == "jazzy" else new
-    return {name: PathJoinSubstitution([_CONFIG, "fastdds.xml"]).perform(context)}
+    name = profile_variable(os.environ)
+    profile = PathJoinSubstitution([_CONFIG, "fastdds.xml"]).perform(context)
+    return {name: profile} if name else {}

@@ -34,6 +34,8 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.substitutions import FindPackageShare
 
+from omnistream_ros.dds_profile import profile_variable
+
 _SHARE = FindPackageShare("omnistream_ros")
 _NODE = "/omnistream_perception"
 _TOPICS = ["depth/image", "depth/camera_info", "odometry", "status"]
@@ -142,7 +144,7 @@ def _start(context: LaunchContext) -> list:
         OnProcessExit(target_action=recorder, on_exit=measure),
     ]
     unbuffered = SetEnvironmentVariable("PYTHONUNBUFFERED", "1")
-    return [unbuffered, *_shared_memory(context), *map(RegisterEventHandler, handlers), recorder,
+    return [unbuffered, *_shared_memory(), *map(RegisterEventHandler, handlers), recorder,
             node]  # fmt: skip
 
 
@@ -157,10 +159,8 @@ def _line(event: ProcessIO, key: str) -> str | None:
     return None
 
 
-def _shared_memory(context: LaunchContext) -> list:
+def _shared_memory() -> list:
     """The Fast DDS profile for player and recorder too; see config/fastdds.xml."""
-    old, new = "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"
-    if os.environ.get(old) or os.environ.get(new):
-        return []
-    name = old if os.environ.get("ROS_DISTRO") == "jazzy" else new
-    return [SetEnvironmentVariable(name, PathJoinSubstitution([_SHARE, "config", "fastdds.xml"]))]
+    name = profile_variable(os.environ)
+    profile = PathJoinSubstitution([_SHARE, "config", "fastdds.xml"])
+    return [SetEnvironmentVariable(name, profile)] if name else []

@@ -24,6 +24,7 @@ from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
+from omnistream_ros.dds_profile import profile_variable
 from omnistream_ros.evaluation.live_simulation import acting, perception_parameters, ros_arguments
 from omnistream_ros.evaluation.policy_trials import SHIPPED
 from omnistream_ros.simulation.tasks import DEFAULT
@@ -127,7 +128,7 @@ def _start(context: LaunchContext) -> list:
     )
     nodes = [*perception, action, simulator]
     ends = [RegisterEventHandler(OnProcessExit(target_action=n, on_exit=_end)) for n in nodes]
-    return [*_shared_memory(context), *ends, *nodes]
+    return [*_shared_memory(), *ends, *nodes]
 
 
 def _end(event: ProcessExited, _: LaunchContext) -> EmitEvent:
@@ -137,14 +138,8 @@ def _end(event: ProcessExited, _: LaunchContext) -> EmitEvent:
     return EmitEvent(event=Shutdown(reason=reason))
 
 
-def _shared_memory(context: LaunchContext) -> list:
+def _shared_memory() -> list:
     """The Fast DDS profile for all of them; see config/fastdds.xml."""
-    old, new = "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"
-    if os.environ.get(old) or os.environ.get(new):
-        return []
-    name = old if os.environ.get("ROS_DISTRO") == "jazzy" else new
-    return [
-        SetEnvironmentVariable(
-            name, PathJoinSubstitution([_CONFIG, "fastdds.xml"]).perform(context)
-        )
-    ]
+    name = profile_variable(os.environ)
+    profile = PathJoinSubstitution([_CONFIG, "fastdds.xml"])
+    return [SetEnvironmentVariable(name, profile)] if name else []

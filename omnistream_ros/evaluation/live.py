@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import omnistream_ros
+from omnistream_ros.dds_profile import profile_variable
 from omnistream_ros.evaluation.child_process import ChildProcess, children, wait_until
 from omnistream_ros.evaluation.recordings import Selection
 
@@ -169,10 +170,9 @@ def environment() -> dict[str, str]:
     env["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     env["PYTHONUNBUFFERED"] = "1"
     profile = transport_profile()
-    # ROS 2 Jazzy knows the older name only, and later distributions warn of it.
-    old, new = "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"
-    if profile is not None and not (env.get(old) or env.get(new)):
-        env[old if env.get("ROS_DISTRO") == "jazzy" else new] = str(profile)
+    name = profile_variable(env)
+    if profile is not None and name:
+        env[name] = str(profile)
     return env
 
 

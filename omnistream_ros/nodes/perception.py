@@ -22,6 +22,7 @@ from rclpy.utilities import get_rmw_implementation_identifier
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
+from omnistream_ros.dds_profile import profile_variable
 from omnistream_ros.msg import StreamStatus
 from omnistream_ros.nodes import bond
 from omnistream_ros.nodes.bond import Bond
@@ -344,12 +345,8 @@ class PerceptionNode(ManagedNode):
         )
 
     def _advise_on_transport(self) -> None:
-        new, old = "FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"
-        if get_rmw_implementation_identifier() == "rmw_fastrtps_cpp" and not (
-            os.environ.get(new) or os.environ.get(old)
-        ):
-            # Jazzy knows the older name only, and later distributions warn of it.
-            name = old if os.environ.get("ROS_DISTRO") == "jazzy" else new
+        name = profile_variable(os.environ)
+        if get_rmw_implementation_identifier() == "rmw_fastrtps_cpp" and name:
             self.get_logger().warning(
                 "no Fast DDS profile is set: most images above half a megabyte will be lost on the "
                 f"way; export {name} as the path of this package's config/fastdds.xml, for "

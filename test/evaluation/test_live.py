@@ -160,14 +160,24 @@ def test_a_taken_domain_is_not_free() -> None:
             one.close()
 
 
-def test_environment_has_the_transport_profile(monkeypatch) -> None:
-    monkeypatch.delenv("FASTDDS_DEFAULT_PROFILES_FILE", raising=False)
+@pytest.mark.parametrize(
+    ("distribution", "name"),
+    [
+        ("jazzy", "FASTRTPS_DEFAULT_PROFILES_FILE"),
+        ("kilted", "FASTDDS_DEFAULT_PROFILES_FILE"),
+        ("", "FASTDDS_DEFAULT_PROFILES_FILE"),
+    ],
+)
+def test_environment_has_the_transport_profile(monkeypatch, distribution: str, name: str) -> None:
+    for either in ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"):
+        monkeypatch.delenv(either, raising=False)
+    monkeypatch.setenv("ROS_DISTRO", distribution)
     profile = transport_profile()
     assert profile is not None
     assert "segment_size" in profile.read_text()
-    assert environment()["FASTDDS_DEFAULT_PROFILES_FILE"] == str(profile)
-    monkeypatch.setenv("FASTDDS_DEFAULT_PROFILES_FILE", "/my/own.xml")
-    assert environment()["FASTDDS_DEFAULT_PROFILES_FILE"] == "/my/own.xml"
+    assert environment()[name] == str(profile)
+    monkeypatch.setenv(name, "/my/own.xml")
+    assert environment()[name] == "/my/own.xml"
 
 
 def test_selection_becomes_options_again() -> None:
