@@ -19,6 +19,7 @@ import pytest
 
 pytest.importorskip("viser", reason="the page needs viser (pip install omnistream_ros[view])")
 
+from omnistream_ros.msg import StreamStatus
 from ros_processes import NODE, NodeStarter, User
 
 from omnistream_ros.nodes import viewer
@@ -110,8 +111,8 @@ def test_subscribes_while_a_browser_looks(
     )
     try:
         user.wait_until(lambda: heard(f"{NODE}/depth/points") == 1, "a browser")
-        user.camera()()
-        node.wait_for("epoch 0 begins")
+        status = user.collect(StreamStatus, f"{NODE}/status")
+        user.process(user.camera(), status)
     finally:
         browser.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
