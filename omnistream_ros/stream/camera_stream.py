@@ -44,13 +44,15 @@ class CameraStream:
     ) -> None:
         if resolution not in RESOLUTIONS:
             raise ValueError(f"resolution must be one of {RESOLUTIONS}, got {resolution!r}")
+        follows = model.matching_head is not None and model.depth_head is not None
         if pose is None:
-            pose = "head" if model.matching_head is None else "geometric"
+            pose = "geometric" if follows else "head"
         if pose not in POSES:
             raise ValueError(f"pose must be one of {POSES}, got {pose!r}")
-        if pose != "head" and model.matching_head is None:
+        if pose != "head" and not follows:
+            missing = "matching" if model.matching_head is None else "depth"
             raise ValueError(
-                f"model {model.config.name!r} has no matching head, so pose cannot be {pose}; "
+                f"model {model.config.name!r} has no {missing} head, so pose cannot be {pose}; "
                 "use pose='head'"
             )
         if consistent_depth is None:

@@ -305,6 +305,9 @@ def test_geometric_pose_is_the_default_where_the_model_can(
     head = StreamSession(matching_model, pose="head").step(clip[0])
     assert head.pose is not None
     assert head.pose.covariance is None
+    blind = build_model(dataclasses.replace(matching_model.config, head_width=0)).eval()
+    with pytest.raises(ValueError, match="has no depth head"):
+        StreamSession(blind, pose="geometric")
     with pytest.raises(ValueError, match="'tiny' has no matching head"):
         StreamSession(model, pose="geometric")
     with pytest.raises(ValueError, match="pose must be one of"):
