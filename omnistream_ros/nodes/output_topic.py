@@ -3,11 +3,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
-from rclpy._rclpy_pybind11 import RCLError
-from rclpy.duration import Duration
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -17,9 +14,6 @@ from omnistream_ros.nodes.lifecycle import ManagedNode
 # No "off" and "on": those are booleans in YAML.
 MODES = ("lazy", "always", "never")
 _DEPTH = 5
-# For the last message to arrive: a subscriber that reads has it in a millisecond, and one that
-# hangs must not hold up a transition.
-_FAREWELL = Duration(seconds=0.1)
 
 
 class OutputTopic:
@@ -57,9 +51,7 @@ class OutputTopic:
         self._publisher.publish(message)
 
     def destroy(self) -> None:
-        """Take the publisher off the node, the last message having been received if possible."""
+        """Take the publisher off the node."""
         if self._publisher is not None:
-            with contextlib.suppress(RCLError):  # of a middleware that cannot tell
-                self._publisher.wait_for_all_acked(_FAREWELL)
             self._node.destroy_lifecycle_publisher(self._publisher)
             self._publisher = None

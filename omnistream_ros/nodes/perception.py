@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -51,6 +52,7 @@ NODE_NAME = "omnistream_perception"
 WATCHDOG_STATUS = 70
 # How long the end of the process waits for the frame in work.
 _END_PATIENCE_S = 0.5
+_LAST_STATUS_S = 0.05
 
 
 class PerceptionNode(ManagedNode):
@@ -194,6 +196,10 @@ class PerceptionNode(ManagedNode):
             self.get_logger().warning("ends without waiting for the frame in work")
         for camera in self._cameras.values():
             camera.stop(StreamStatus.FAULT if self.faulted else StreamStatus.INACTIVE)
+        if self.faulted and self._worker is not None:
+            # The publishers go next, and what a subscriber has not read when it hears of that is
+            # lost; why the node fell silent should not be.
+            time.sleep(_LAST_STATUS_S)
         self._inbox = self._worker = None
 
     def tear_down(self) -> None:

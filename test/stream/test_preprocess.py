@@ -142,7 +142,7 @@ def test_affine_there_and_back(a: int, b: int, c: int, d: int, u: float, v: floa
 def test_affine_agrees_with_the_intrinsics(
     h: int, w: int, sh: int, sw: int, u: float, v: float
 ) -> None:
-    source = Intrinsics(0.8 * sw, 0.9 * sw, 0.47 * sw, 0.52 * sh, sw, sh)
+    source = Intrinsics(0.8 * sw, 0.9 * sh, 0.47 * sw, 0.52 * sh, sw, sh)
     model = source.resized(w, h)
     us, vs = model_to_source((h, w), (sh, sw)) @ [u, v, 1.0]
     assert (u - model.cx) / model.fx == pytest.approx((us - source.cx) / source.fx, abs=1e-6)
