@@ -145,6 +145,8 @@ def test_topics_and_services(
     topics = first_column(section("Topics"))
     documented = {s for s in first_column(section("Services")) if "NAME" not in s}
     # Discovery tells of one endpoint after another, in no order that could be relied on.
+    nodes = user.node.get_node_names_and_namespaces
+    user.wait_until(lambda: (name, "/") in nodes(), "the node")
     user.wait_until(
         lambda: len(relative()) >= len(topics) and len(services()) >= len(documented), "the graph"
     )
@@ -190,5 +192,7 @@ def test_the_other_sources_of_scale(user: User, start_node: NodeStarter, source:
         pairs = user.node.get_subscriber_names_and_types_by_node(NODE.lstrip("/"), "/")
         return {topic for topic, _ in pairs}
 
+    nodes = user.node.get_node_names_and_namespaces
+    user.wait_until(lambda: (NODE.lstrip("/"), "/") in nodes(), "the node")
     user.wait_until(lambda: {"/scale/odometry", "/scale/pose"} <= subscribed(), "subscriptions")
     assert not {"/scale/scan", "/scale/depth"} & subscribed()
