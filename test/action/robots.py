@@ -137,3 +137,10 @@ class Rig:
             self.think()
             commands.append(self.tick(seconds))
         return commands
+
+
+def still(commands: list[Command | None]) -> bool:
+    """Whether these commands are all the same, and at rest."""
+    known = [c for c in commands if c is not None]
+    same = all((c.positions == known[0].positions).all() for c in known)
+    return same and all((c.velocities == 0.0).all() and (c.motion == 0.0).all() for c in known)

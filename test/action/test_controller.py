@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -12,20 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monitor import JointMonitor
 from policy_files import with_action
-from robots import JOINTS, NEEDS, NS, PERIOD_S, SPEC, TWIST, Rig, limits
+from robots import JOINTS, NEEDS, NS, PERIOD_S, SPEC, TWIST, Rig, limits, still
 
 from omnistream_ros.action.blending import Blending
-from omnistream_ros.action.drive import Command
 from omnistream_ros.action.policy import Needs, Observation
 from omnistream_ros.action.safety import Drop, Reason, State
 from omnistream_ros.action.scripted_policy import ScriptedPolicy
-
-
-def _still(commands: list[Command | None]) -> bool:
-    """Whether these commands are all the same, and at rest."""
-    known = [c for c in commands if c is not None]
-    same = all((c.positions == known[0].positions).all() for c in known)
-    return same and all((c.velocities == 0.0).all() and (c.motion == 0.0).all() for c in known)
 
 
 def test_nothing_is_commanded_before_everything_is_there() -> None:
@@ -95,8 +86,8 @@ def test_every_missing_input_stops_the_robot_and_its_return_lets_it_go_on(
         held.append(rig.tick())
         assert rig.controller.decision.state is not State.EXECUTING
     if stop_mode == "hold":
-        assert _still([last, *held])
-    assert _still(held[20:])
+        assert still([last, *held])
+    assert still(held[20:])
     assert rig.controller.holds.snapshot()[reason.value] >= 1
     on = rig.live(60)
     assert rig.controller.decision.state is State.EXECUTING
@@ -147,7 +138,7 @@ def test_time_that_goes_back_forgets_everything() -> None:
     assert rig.controller.drops.snapshot()["clock_backwards"] == 1
     assert rig.controller.offer(rig.chunk(ticket), rig.now_ns) is Drop.CLOCK_BACKWARDS
     held.append(rig.tick())
-    assert _still(held)
+    assert still(held)
     rig.live(3)
     assert rig.controller.decision.state is State.EXECUTING
 
@@ -218,187 +209,6 @@ def test_a_clock_that_stands_still_commands_nothing() -> None:
     rig = Rig()
     rig.live(5)
     assert rig.tick(seconds=0.0) is None
-
-
-# --- streams ---
-
-
-def test_frames_that_go_back_are_refused() -> None:
-    rig = Rig()
-    rig.live(5)
-    assert rig.see(frame_index=2) is Drop.FRAME_BACKWARDS
-    assert rig.see(stamp_ns=rig.now_ns - NS // 10) is Drop.FRAME_BACKWARDS
-    rig.epoch = 3
-    assert rig.see() is None
-    assert rig.see(epoch=2) is Drop.EPOCH_BACKWARDS
-    assert rig.see(stream_id="another") is Drop.OTHER_STREAM
-    assert rig.see(delay_s=0.6) is Drop.FEATURES_OLD
-    assert rig.see(delay_s=-0.2) is Drop.FEATURES_FUTURE
-    counts = rig.controller.drops.snapshot()
-    assert (counts["frame_backwards"], counts["epoch_backwards"]) == (2, 1)
-    assert counts["features_old"] == counts["features_from_the_future"] == 1
-
-
-def test_two_publishers_never_take_turns() -> None:
-    rig = Rig()
-    rig.live(5)
-    refused = 0
-    for number in range(100):
-        rig.see()
-        refused += rig.see(stream_id="twin", frame_index=1000 + number) is Drop.OTHER_STREAM
-        rig.feel()
-        rig.think()
-        rig.tick()
-        assert rig.controller.decision.state is State.EXECUTING
-    assert refused == 100
-
-
-def test_a_stream_that_was_restarted_is_followed_once_the_old_one_is_stale() -> None:
-    rig = Rig()
-    rig.live(5)
-    rig.frame = -1
-    first = rig.see()
-    assert first is Drop.FRAME_BACKWARDS
-    for _ in range(60):
-        rig.feel()
-        rig.tick()
-    assert rig.controller.decision.reason is Reason.FEATURES_STALE
-    assert "frame_backwards" in rig.controller.decision.detail
-    assert rig.see() is None
-    rig.live(3)
-    assert rig.controller.decision.state is State.EXECUTING
-
-
-def test_a_new_epoch_voids_what_was_planned_and_what_is_being_computed() -> None:
-    rig = Rig()
-    rig.live(5)
-    rig.see()
-    ticket = rig.controller.begin(rig.now_ns)
-    rig.tick()
-    rig.epoch, rig.frame = 1, -1
-    assert rig.see() is None
-    assert rig.controller.offer(rig.chunk(ticket), rig.now_ns) is Drop.CHUNK_EPOCH
-    rig.feel()
-    held = rig.tick()
-    assert rig.controller.decision.state is State.HOLDING
-    assert _still([held])
-    following = rig.controller.begin(rig.now_ns)
-    assert following.reset
-    assert rig.controller.offer(rig.chunk(following), rig.now_ns) is None
-    rig.tick()
-    assert rig.controller.decision.state is State.EXECUTING
-
-
-# --- joints ---
-
-
-def test_joints_may_come_in_any_order_and_in_parts() -> None:
-    rig = Rig()
-    rig.see()
-    assert rig.feel(elbow=-0.2, other=9.0) is None
-    rig.tick()
-    assert "no position of shoulder" in rig.controller.decision.detail
-    assert "elbow, other" in rig.controller.decision.detail
-    assert rig.feel(shoulder=0.1) is None
-    ticket = rig.controller.begin(rig.now_ns)
-    assert ticket.joints == pytest.approx([0.1, -0.2])  # in the policy's order
-
-
-def test_bad_joint_states_are_refused() -> None:
-    rig = Rig()
-    offer, now = rig.controller.joints_arrived, rig.now_ns
-    assert offer(["shoulder"], [0.0, 1.0], now, now) is Drop.JOINTS_MALFORMED
-    assert offer(["elbow", "elbow"], [0.0, 1.0], now, now) is Drop.JOINTS_MALFORMED
-    assert offer(["elbow"], [math.nan], now, now) is Drop.JOINTS_NOT_FINITE
-    assert offer(["elbow"], [0.0], now - NS, now) is Drop.JOINTS_OLD
-    assert offer(["elbow"], [0.0], 0, now) is Drop.JOINTS_OLD  # no stamp
-    assert offer(["elbow"], [0.0], now + NS, now) is Drop.JOINTS_FUTURE
-    assert offer(["elbow"], [0.0], now, now) is None
-    assert offer(["elbow"], [0.0], now - NS // 100, now) is Drop.JOINTS_BACKWARDS
-    assert offer(["wheel"], [math.nan], now, now) is None  # nobody asked for it
-
-
-def test_one_joint_that_falls_silent_is_enough() -> None:
-    rig = Rig()
-    rig.live(5)
-    for _ in range(20):
-        rig.see()
-        rig.feel(shoulder=0.1)
-        rig.think()
-        rig.tick()
-    assert rig.controller.decision.reason is Reason.PROPRIOCEPTION_STALE
-
-
-# --- instructions ---
-
-
-@pytest.mark.parametrize(
-    ("text", "drop"),
-    [
-        ("", Drop.INSTRUCTION_EMPTY),
-        ("  \n", Drop.INSTRUCTION_EMPTY),
-        ("x" * 100_000, Drop.INSTRUCTION_TOO_LONG),
-        ("ü" * 501, Drop.INSTRUCTION_TOO_LONG),
-        ("pick\x00up", Drop.INSTRUCTION_UNREADABLE),
-    ],
-)
-def test_a_bad_instruction_stops_until_a_good_one_comes(text: str, drop: Drop) -> None:
-    rig = Rig()
-    rig.live(5)
-    assert rig.controller.set_instruction(text, rig.now_ns)[0] is drop
-    held = rig.live(5)
-    assert rig.controller.decision.reason is Reason.INSTRUCTION_REFUSED
-    assert _still(held)
-    assert rig.controller.set_instruction("lean back", rig.now_ns)[0] is None
-    rig.live(2)
-    assert rig.controller.decision.state is State.EXECUTING
-
-
-def test_another_instruction_voids_what_was_computed_for_the_old_one() -> None:
-    rig = Rig()
-    rig.live(5)
-    rig.see()
-    ticket = rig.controller.begin(rig.now_ns)
-    rig.controller.set_instruction("lean back", rig.now_ns)
-    assert rig.controller.offer(rig.chunk(ticket), rig.now_ns) is Drop.CHUNK_INSTRUCTION
-    following = rig.controller.begin(rig.now_ns)
-    assert (following.instruction, following.reset) == ("lean back", True)
-    rig.tick()
-    assert rig.controller.decision.reason is Reason.NO_CHUNK  # not the policy's slowness
-
-
-def test_the_same_instruction_again_changes_nothing_but_its_age() -> None:
-    rig = Rig(instruction_timeout=1.0)
-    rig.live(40)
-    rig.controller.set_instruction("lean forward", rig.now_ns)
-    rig.live(40)
-    assert rig.controller.decision.state is State.EXECUTING
-    rig.live(15)
-    assert rig.controller.decision.reason is Reason.INSTRUCTION_STALE
-
-
-def test_an_instruction_ages_after_time_went_back_too() -> None:
-    rig = Rig(instruction_timeout=1.0)
-    rig.live(5)
-    rig.now_ns -= 500 * NS
-    rig.live(40)
-    assert rig.controller.decision.state is State.EXECUTING
-    assert 0.0 <= rig.controller.ages(rig.now_ns).instruction <= 1.0
-    rig.live(15)
-    assert rig.controller.decision.reason is Reason.INSTRUCTION_STALE
-
-
-def test_without_an_instruction_nothing_moves() -> None:
-    rig = Rig(instruction="")
-    rig.live(3)
-    assert rig.controller.decision.reason is Reason.NO_INSTRUCTION
-
-
-def test_a_policy_that_reads_none_says_so() -> None:
-    rig = Rig(needs=Needs(features=NEEDS.features, joints=JOINTS))
-    assert rig.controller.set_instruction("", rig.now_ns)[0] is Drop.INSTRUCTION_UNUSED
-    rig.live(3)
-    assert rig.controller.decision.state is State.EXECUTING
 
 
 # --- chunks ---
@@ -488,61 +298,6 @@ def test_the_policy_is_asked_again_after_so_many_actions() -> None:
     assert np.diff(asked) == pytest.approx(4.0, abs=0.41)  # at the next turn of the loop
 
 
-# --- the emergency stop ---
-
-
-def test_the_emergency_stop_latches_until_it_is_cleared_by_hand() -> None:
-    rig = Rig()
-    rig.target = 1.0
-    rig.live(30)
-    before = list(rig.positions.values())
-    rig.stop.button(True, rig.now_ns, "topic")
-    held = rig.live(50)
-    assert rig.controller.decision.state is State.STOPPED
-    assert held[0].positions == pytest.approx(before)
-    assert _still(held)
-    rig.stop.button(False, rig.now_ns, "topic")  # letting go clears nothing
-    assert _still(rig.live(10))
-    assert rig.controller.decision.state is State.STOPPED
-    assert rig.stop.clear(rig.now_ns, 0.0) == ""
-    rig.live(3)
-    assert rig.controller.decision.state is State.EXECUTING
-
-
-def test_it_cannot_be_cleared_while_the_button_is_down() -> None:
-    rig = Rig()
-    rig.stop.button(True, rig.now_ns, "topic")
-    assert "still down" in rig.stop.clear(rig.now_ns, 0.0)
-    assert rig.stop.latched
-
-
-def test_what_was_computed_before_a_stop_is_void_after_it() -> None:
-    rig = Rig()
-    rig.live(5)
-    rig.see()
-    ticket = rig.controller.begin(rig.now_ns)
-    rig.stop.press("service")
-    assert rig.controller.offer(rig.chunk(ticket), rig.now_ns) is Drop.CHUNK_STOPPED
-    rig.stop.clear(rig.now_ns, 0.0)  # before the loop turned even once
-    assert rig.controller.offer(rig.chunk(ticket), rig.now_ns) is Drop.CHUNK_STOPPED
-    rig.feel()
-    rig.tick()
-    assert rig.controller.decision.state is not State.EXECUTING
-
-
-def test_a_button_that_falls_silent_is_pressed() -> None:
-    rig = Rig()
-    rig.stop.watch(rig.now_ns, 0.0)
-    assert not rig.stop.latched  # none is expected
-    rig.stop.watch(rig.now_ns, 0.5)
-    assert rig.stop.latched
-    assert "heartbeat must come first" in rig.stop.clear(rig.now_ns, 0.5)
-    rig.stop.button(False, rig.now_ns, "topic")
-    assert rig.stop.clear(rig.now_ns, 0.5) == ""
-    rig.stop.watch(rig.now_ns + NS, 0.5)
-    assert "no word from the button" in rig.stop.source
-
-
 # --- spaces ---
 
 
@@ -556,62 +311,6 @@ def test_a_twist_needs_no_joints_and_stops_at_zero() -> None:
         stopped = rig.tick()
     assert (stopped.motion == 0.0).all()
     assert rig.controller.last_command().motion.tolist() == [0.0, 0.0]
-
-
-def test_nothing_was_commanded_so_nothing_is_the_safe_end() -> None:
-    assert Rig().controller.last_command() is None
-
-
-def test_the_safe_end_is_the_last_position_at_rest() -> None:
-    rig = Rig()
-    rig.target = 1.0
-    last = rig.live(30)[-1]
-    end = rig.controller.last_command()
-    assert (end.positions == last.positions).all()
-    assert (end.velocities == 0.0).all()
-
-
-def test_leaving_the_dry_run_begins_where_the_robot_is() -> None:
-    rig = Rig()
-    rig.follows = False
-    rig.target = 1.0
-    rig.live(100)
-    rig.controller.start_over()
-    first = next(c for c in rig.live(5) if c is not None)
-    assert first.positions == pytest.approx([0.1, -0.2], abs=1e-3)
-
-
-def test_a_robot_that_was_moved_by_hand_is_taken_up_where_it_is() -> None:
-    rig = Rig()
-    rig.live(30)
-    rig.stop.press("hand")
-    rig.live(2)
-    rig.positions, rig.follows = {"shoulder": 0.9, "elbow": 1.5}, False
-    rig.live(60)
-    rig.stop.clear(rig.now_ns, 0.0)
-    commands = rig.live(4)
-    assert rig.controller.decision.state is State.EXECUTING
-    assert commands[-1].positions == pytest.approx([0.9, 1.5], abs=0.01)
-
-
-def test_a_short_pause_never_throws_the_arm_back_to_where_it_was_measured() -> None:
-    """A robot that stops short is more than a step behind while the command still brakes."""
-    rig = Rig(proprioception_timeout=1.0)
-    rig.target = np.array([1.0, 2.0])
-    past = [dict(rig.positions)] * 24
-    before, behind = None, 0.0
-    for turn in range(100):
-        rig.feel(**past[min(turn, 60)])
-        rig.see()
-        rig.think()
-        command = rig.tick(0.21 if turn in (68, 70, 75) else PERIOD_S)
-        past.append(dict(rig.positions))
-        if before is not None and command is not None:
-            moved = np.abs(command.positions - before.positions)
-            assert (moved <= 0.5 * PERIOD_S + 1e-9).all(), turn
-            behind = max(behind, command.positions[0] - past[min(turn, 60)]["shoulder"])
-        before = command
-    assert behind > 0.2  # more than max_step: otherwise this test says nothing
 
 
 # --- whatever happens ---
