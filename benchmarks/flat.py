@@ -155,7 +155,8 @@ def draw(rows: list[dict], path: Path) -> None:
         left.plot(x, row["ratios"], lw=1, label=row["mode"])
         x = np.linspace(FIRST, row["frames"], len(row["resident"])) / 1000
         right.plot(x, np.array(row["resident"]) / row["resident"][0], lw=1, label=row["mode"])
-    left.set_ylim(0.8, 1.2)
+    low, high = left.get_ylim()
+    left.set_ylim(min(low, 0.8), max(high, 1.2))
     right.set_ylim(0.98, 1.02)
     for axes, label in (
         (left, "step time / that of a young stream"),

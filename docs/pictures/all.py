@@ -48,9 +48,11 @@ def main() -> int:
             if subprocess.run([sys.executable, *known[name]], check=False).returncode:
                 failed.append(name)
             elif name == "demo":
-                # A palette is enough to look at, and a fifth of the bytes.
-                picture = Image.open(Path(folder, "demo.png")).convert("RGB").quantize(256)
-                picture.save(IMAGES / "demo.png", optimize=True)
+                # A palette is enough to look at, and a third of the bytes. It must cover rare
+                # colours and be dithered, or small things turn into those of large ones.
+                picture = Image.open(Path(folder, "demo.png")).convert("RGB")
+                palette = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE)
+                picture.quantize(palette=palette).save(IMAGES / "demo.png", optimize=True)
     if failed:
         print(f"not made: {', '.join(failed)}")
     return int(bool(failed))

@@ -34,6 +34,7 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; }
 th { white-space: normal; }
 tr.mean td { font-weight: 600; border-top: 2px solid var(--line); }
 tr.baseline td { color: var(--soft); }
+.overview :is(th, td):not(:first-child) { padding: .28rem .5rem; }
 .bad { color: var(--warn); }
 .scroll { overflow-x: auto; }
 figure { margin: .8rem 0 1.2rem; }

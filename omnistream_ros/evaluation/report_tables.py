@@ -26,7 +26,7 @@ def overview(content: dict[str, Any]) -> str:
     if len(mean["averaged"]) > 1 or mean["left_out"]:
         label = f"mean of {len(mean['averaged'])}"
         rows.append(_row([label, "", *_headline(mean)], "mean"))
-    out = '<h2 class="first">Overview</h2><div class="scroll"><table>' + _head(head)
+    out = '<h2 class="first">Overview</h2><div class="scroll overview"><table>' + _head(head)
     out += "".join(rows) + "</table></div>"
     if mean["left_out"]:
         left_out = "; ".join(f"{name}: {why}" for name, why in mean["left_out"].items())
@@ -38,8 +38,7 @@ def overview(content: dict[str, Any]) -> str:
         "sequence, <b>constant</b> the baseline that sees nothing: the sequence's median depth "
         "everywhere. Pose: <b>ATE SE(3)</b> is in metres as estimated; <b>ATE Sim(3)</b> and RPE "
         "are after alignment with scale, the protocol's way; <b>static</b> is a camera that stands "
-        "still. Depth means are weighted by valid pixels, "
-        "pose means are not.</p>"
+        "still. Depth means are weighted by valid pixels, pose means are not.</p>"
     )
 
 
