@@ -165,7 +165,8 @@ def _run_train(options: argparse.Namespace) -> None:
 
     from omnistream_ros.training.losses import LossWeights
     from omnistream_ros.training.objectives import ObjectiveWeights
-    from omnistream_ros.training.train import TrainSettings, train
+    from omnistream_ros.training.train import train
+    from omnistream_ros.training.train_settings import TrainSettings
 
     if options.threads:
         torch.set_num_threads(options.threads)

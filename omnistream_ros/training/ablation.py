@@ -25,7 +25,8 @@ from omnistream_ros.training.objectives import ObjectiveWeights
 from omnistream_ros.training.probes import table
 from omnistream_ros.training.probes.features import streamed
 from omnistream_ros.training.run_folder import lock_run, stop_on_signal
-from omnistream_ros.training.train import Trainer, TrainSettings
+from omnistream_ros.training.train import Trainer
+from omnistream_ros.training.train_settings import TrainSettings
 
 _GEOMETRY = LossWeights()
 

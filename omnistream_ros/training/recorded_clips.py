@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from omnistream_ros.evaluation.recordings import RecordingError, open_recording
-from omnistream_ros.evaluation.trajectory import quaternions_of
+from omnistream_ros.evaluation.rotations import quaternions_of
 from omnistream_ros.training.augment import zoom
 from omnistream_ros.training.data import Clip
 from omnistream_ros.training.recorded_streams import Cut, recorded_streams

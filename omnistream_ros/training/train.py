@@ -15,104 +15,28 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from omnistream_ros.model import ModelConfig, OmniStream, Prediction, build_model, load_model
 from omnistream_ros.model.sentence_encoder import WIDTH
-from omnistream_ros.model.trunk import SameConv
-from omnistream_ros.training.augment import AugmentSettings
+from omnistream_ros.training.bfloat16 import keep_depthwise_in_float32
 from omnistream_ros.training.curve import LossTable
 from omnistream_ros.training.data import Batch, Clip, ClipSampler, validation_clips
 from omnistream_ros.training.export import export_weights
 from omnistream_ros.training.held_out import HeldOutScore, clips_of_recordings, score_clips
-from omnistream_ros.training.losses import LossWeights, total_loss
-from omnistream_ros.training.objectives import Objectives, ObjectiveWeights
+from omnistream_ros.training.losses import total_loss
+from omnistream_ros.training.objectives import Objectives
 from omnistream_ros.training.optimise import follow, learning_rate_factor, stop_at_non_finite
 from omnistream_ros.training.pretrained import load_pretrained_trunk
 from omnistream_ros.training.recorded_clips import recordings_of
 from omnistream_ros.training.run_folder import lock_run, stop_on_signal
 from omnistream_ros.training.state import Progress, load_state, save_state
 from omnistream_ros.training.team import Team
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """One training run. Exactly one of `steps` and `minutes` says how long it is."""
-
-    clips: Path
-    run: Path
-    output: Path | None = None  # where the best weights also go; always in the run folder
-    steps: int | None = None
-    minutes: float | None = None  # of training time, over all pieces of a resumed run
-    seed: int = 0
-    pretrained: bool = True
-    start_from: Path | None = None  # weights that a new run begins with, instead of `pretrained`
-    recorded: Path | None = None  # clips cut from recordings, drawn with this probability
-    recorded_share: float = 0.35
-    frames_per_step: int = 16  # of each process
-    lengths: dict[int, float] = field(
-        default_factory=lambda: {1: 0.15, 2: 0.35, 4: 0.35, 8: 0.05, 16: 0.1}
-    )
-    learning_rate: float = 8e-4
-    trunk_learning_rate: float = 2e-4
-    weight_decay: float = 0.02
-    warmup_steps: int = 100
-    gradient_norm: float = 1.0
-    average_decay: float = 0.999
-    # Stem and blocks up to stride 8 stay as they are: edges are edges, their large maps would be
-    # most of the backward pass, and matching descriptors, which read them, stay valid.
-    frozen_trunk_blocks: int = 5
-    # The first part of a run sees smaller images; not one that starts from weights, which know the
-    # full size already and would unlearn it.
-    coarse_size: tuple[int, int] | None = (128, 96)
-    coarse_fraction: float = 0.75
-    bfloat16: bool = False
-    ray_period: int = 4  # rays cost a second decoder; every n-th step pays for it
-    save_period: int = 100
-    judge_period: int = 300
-    validation_count: int = 10  # of rendered clips, unless `held_out` says otherwise
-    held_out: tuple[Path, ...] = ()  # recordings that judge the weights
-    patience: int | None = None  # so many judgements in a row without a better one end the run
-    # Fine-tuning for long streams: all clips of this many frames, walked to and fro, seen through
-    # a cache of `context` (sink, window) as on a robot.
-    stream_frames: int | None = None
-    context: tuple[int, int] = (1, 16)
-    weights: LossWeights = field(default_factory=LossWeights)
-    objectives: ObjectiveWeights = field(default_factory=ObjectiveWeights)
-    augmentation: AugmentSettings = field(default_factory=AugmentSettings)
-
-    def __post_init__(self) -> None:
-        if (self.steps is None) == (self.minutes is None):
-            raise ValueError("give the length of the run either in steps or in minutes")
-        if (self.steps or self.minutes or 0) <= 0:
-            raise ValueError("the length of the run must be positive")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience is a number of judgements from 1, got {self.patience}")
-        if self.stream_frames is not None and self.stream_frames < 2:
-            raise ValueError(f"a stream has two frames or more, got {self.stream_frames}")
-
-
-class _Float32Conv(SameConv):
-    """A depthwise convolution of the trunk that stays in float32 where products run in bfloat16.
-
-    Its backward pass on CPUs has no bfloat16 kernel: 5x5 ones took a quarter of a training step.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", enabled=False):
-            return super().forward(x.float())
-
-
-def _keep_depthwise_in_float32(model: OmniStream) -> None:
-    for module in model.modules():
-        if isinstance(module, SameConv) and module.groups > 1:
-            # Another class, not a wrapped `forward`: a deep copy of that, such as the moving
-            # average, would compute with the weights of the original.
-            module.__class__ = _Float32Conv
+from omnistream_ros.training.train_settings import TrainSettings
 
 
 def _with_language_head(model: OmniStream) -> OmniStream:
@@ -154,7 +78,7 @@ class Trainer:
         if settings.objectives.language and self.model.language_head is None:
             self.model = _with_language_head(self.model)
         if settings.bfloat16:
-            _keep_depthwise_in_float32(self.model)
+            keep_depthwise_in_float32(self.model)
         self._freeze_early_trunk()
         self.model.train()
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
@@ -346,7 +270,7 @@ class Trainer:
         self.table.add_score(p.step, score)
         # Rendering may have added held-out clips since, or a resumed run been given other
         # recordings: only like is compared with like.
-        judges = {"clips": len(held_out), "judge": self._judge_name()}
+        judges: dict[str, Any] = {"clips": len(held_out), "judge": self._judge_name()}
         comparable = all(p.best.get(name) == value for name, value in judges.items())
         best = p.best["delta_1"] if comparable else -math.inf
         mark = ""

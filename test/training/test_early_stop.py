@@ -16,7 +16,8 @@ from omnistream_ros.model import ModelConfig, load_model
 from omnistream_ros.training import train as training
 from omnistream_ros.training.held_out import HeldOutScore, clips_of_recordings
 from omnistream_ros.training.recorded_clips import write_recorded_clips
-from omnistream_ros.training.train import Trainer, TrainSettings
+from omnistream_ros.training.train import Trainer
+from omnistream_ros.training.train_settings import TrainSettings
 
 TINY = ModelConfig(
     name="tiny",

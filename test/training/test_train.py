@@ -37,7 +37,8 @@ from omnistream_ros.training.pretrained import (
     read_pretrained,
 )
 from omnistream_ros.training.state import StateError
-from omnistream_ros.training.train import Trainer, TrainSettings
+from omnistream_ros.training.train import Trainer
+from omnistream_ros.training.train_settings import TrainSettings
 
 TINY = ModelConfig(
     name="tiny",
