@@ -113,7 +113,13 @@ def _declare_train(commands: Any) -> None:
     command.add_argument(
         "--start-from",
         type=Path,
-        help="weights that a new run begins with; it sees images of full size from the start",
+        help="weights that a new run begins with",
+    )
+    command.add_argument(
+        "--coarse-part",
+        type=float,
+        metavar="SHARE",
+        help="first part of the run that sees small images (default: 0.75, from weights 0)",
     )
     command.add_argument(
         "--held-out",
@@ -180,6 +186,7 @@ def _run_train(options: argparse.Namespace) -> None:
         recorded=options.recorded,
         recorded_share=options.recorded_share,
         start_from=options.start_from,
+        coarse_fraction=options.coarse_part,
         held_out=tuple(options.held_out),
         patience=options.patience,
         pretrained=not options.no_pretrained,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -34,7 +35,7 @@ class ModelConfig:
     head_width: int = 0  # channels of the dense head; 0: a backbone without heads
     matching_width: int = 0  # channels of matching descriptors; 0: no matching head
     language_width: int = 0  # channels of the sentence encoder; 0: no language head
-    canonical_focal: float = 0.9  # depth is predicted for a focal length of this times the width
+    canonical_focal: float = 0.9  # see canonical_fx
     metric: bool = False  # depth and translation are in metres, not up to scale
 
     def __post_init__(self) -> None:
@@ -74,6 +75,14 @@ class ModelConfig:
     def head_dim(self) -> int:
         """Channels of one attention head."""
         return self.width // self.heads
+
+    @property
+    def canonical_fx(self) -> float:
+        """Focal length in pixels that depth is predicted for: `canonical_focal` times the width of
+        a 4:3 image of `model_pixels`. The same for images of every size and shape, so that what
+        spans so many pixels is always at the same depth.
+        """
+        return self.canonical_focal * math.sqrt(self.model_pixels * 4 / 3)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Patch grid (rows, columns) of an image; ValueError unless it divides evenly."""

@@ -23,7 +23,7 @@ class Prediction:
     Attributes:
         features: everything of the backbone.
         depth: (..., H, W) float32, along the optical axis, for a camera whose focal length is
-            `config.canonical_focal * W` pixels: multiply by fx / (canonical_focal * W).
+            `config.canonical_fx` pixels: multiply by fx / canonical_fx, fx in pixels of the input.
         depth_confidence: (..., H, W), at least 1.
         rays: (..., 6, H, W) direction and origin in the world; ray_confidence (..., H, W) >= 1.
         camera: pose and field of view.

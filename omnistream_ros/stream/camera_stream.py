@@ -280,8 +280,7 @@ class CameraStream:
     def _scaled_depth(self, depth: torch.Tensor, model_camera: Intrinsics) -> torch.Tensor:
         """Depth (1, h, w) of the canonical camera as depth (h, w) of the real one.
 
-        The network judges size by angle: the same picture through a lens of twice the focal length
-        shows the scene at twice the distance.
+        The network judges by size in pixels: the same picture through a lens of twice the focal
+        length shows the scene at twice the distance.
         """
-        canonical_fx = self._config.canonical_focal * model_camera.width
-        return depth[0].float() * (model_camera.fx / canonical_fx)
+        return depth[0].float() * (model_camera.fx / self._config.canonical_fx)

@@ -123,16 +123,17 @@ def augment(
 ) -> Clip:
     """A changed copy of the clip, brought to `size` (width, height) if one is given.
 
-    The same generator state gives the same result.
+    Where that is of another shape, the image is cut to it. The same generator state gives the same
+    result.
     """
     height, width = clip.rgb.shape[1:3]
     size = size or (width, height)
-    window = (0, 0, width, height)
+    window = _middle(width, height, size)
     # Rolling enlarges already; zooming as well would leave a keyhole.
     if rng.random() < settings.roll_probability:
         clip = roll(clip, float(rng.uniform(-1, 1)) * settings.largest_roll)
     elif rng.random() < settings.zoom_probability:
-        window = _random_window(rng, width, height, settings)
+        window = _random_window(rng, (width, height), window[2:], settings)
     if window != (0, 0, width, height) or size != (width, height):
         clip = zoom(clip, window, size)
     if rng.random() < settings.mirror_probability:
@@ -143,12 +144,23 @@ def augment(
     return clip
 
 
+def _middle(width: int, height: int, shape: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The largest window (x, y, width, height) of this shape in the middle of an image."""
+    w = min(width, max(1, round(height * shape[0] / shape[1])))
+    h = min(height, max(1, round(width * shape[1] / shape[0])))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
 def _random_window(
-    rng: np.random.Generator, width: int, height: int, settings: AugmentSettings
+    rng: np.random.Generator,
+    image: tuple[int, int],
+    largest: tuple[int, int],
+    settings: AugmentSettings,
 ) -> tuple[int, int, int, int]:
-    """A window of the image's own shape; its centre prefers the image's, as real lenses do."""
+    """A window of the shape of the largest; its centre prefers the image's, as real lenses do."""
+    width, height = image
     factor = np.exp(rng.uniform(0, np.log(settings.largest_zoom)))
-    w, h = max(1, round(width / factor)), max(1, round(height / factor))
+    w, h = (max(1, round(side / factor)) for side in largest)
     offset = 0.5 + 0.5 * rng.uniform(-1, 1, 2) * rng.random()
     return round((width - w) * offset[0]), round((height - h) * offset[1]), w, h
 

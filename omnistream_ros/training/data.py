@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -227,9 +227,9 @@ class ClipSampler:
             )
 
     def batch(
-        self, step: int, size: tuple[int, int] | None = None, part: tuple[int, int] = (0, 1)
+        self, step: int, sizes: Sequence[tuple[int, int]] = (), part: tuple[int, int] = (0, 1)
     ) -> Batch:
-        """The batch of this step, at `size` (width, height), or at that of the rendered clips.
+        """The batch of this step, at one of `sizes` (width, height); without, at that of the clips.
 
         `part` (k, n) gives the k-th of n equal shares of a step n times as large. Clips are drawn
         independently of each other, so that shares together are what one process would have drawn.
@@ -237,12 +237,12 @@ class ClipSampler:
         """
         rng = np.random.default_rng((self.seed, step))
         length = int(rng.choice(self.lengths, p=self.weights))
+        size = sizes[int(rng.integers(len(sizes)))] if sizes else self._rendered_size()
         count = max(1, self.frames_per_step // length)
         share, shares = part
         numbers = range(share * count, (share + 1) * count)
         assert 0 <= share < shares
         names = list(self.names)
-        size = size or self._rendered_size()
         drawn = [
             self._draw(np.random.default_rng((self.seed, step, number)), names, length, size)
             for number in numbers

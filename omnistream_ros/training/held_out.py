@@ -90,5 +90,5 @@ def _depth(model: OmniStream, clip: Clip) -> NDArray[np.float32]:
     batch = collate([clip])
     prediction = model.forward_clip(batch.pixels, rays=False, camera=False)
     assert prediction.depth is not None
-    to_real = batch.intrinsics[..., 0] / (model.config.canonical_focal * clip.rgb.shape[2])
+    to_real = batch.intrinsics[..., 0] / model.config.canonical_fx
     return (prediction.depth * to_real[..., None, None])[0].numpy()

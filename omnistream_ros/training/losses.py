@@ -4,7 +4,7 @@
 All depth terms work on the residual of log depth, so an error of ten per cent costs the same at
 half a metre and at ten. Targets are brought to the model's canonical focal length first: the
 network sees pixels and cannot know the focal length that took them, so it predicts the depth that
-a camera of `canonical_focal * W` pixels would have seen, and the caller rescales with the real one
+a camera of `canonical_fx` pixels would have seen, and the caller rescales with the real one
 (the idea of Metric3D, Yin et al., ICCV 2023).
 """
 
@@ -44,15 +44,16 @@ def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
 
 
 def canonical_log_depth(
-    depth: Tensor, focal_x: Tensor, canonical_focal: float
+    depth: Tensor, focal_x: Tensor, canonical_fx: float
 ) -> tuple[Tensor, Tensor]:
     """Log depth (B, T, H, W) at the canonical focal length, and where it is known.
 
-    `depth` is in metres with NaN or values <= 0 for unknown; `focal_x` (B, T) in pixels.
+    `depth` is in metres with NaN or values <= 0 for unknown; `focal_x` (B, T) and `canonical_fx`
+    are in pixels.
     """
     valid = torch.isfinite(depth) & (depth > 0)
     metres = torch.where(valid, depth, torch.ones_like(depth))
-    to_canonical = canonical_focal * depth.shape[-1] / focal_x  # (B, T)
+    to_canonical = canonical_fx / focal_x  # (B, T)
     return torch.log(metres * to_canonical[..., None, None]), valid
 
 
@@ -234,13 +235,13 @@ def _turned(quaternion: Tensor, vector: Tensor) -> Tensor:
 
 
 def total_loss(
-    prediction: Prediction, batch: Batch, canonical_focal: float, weights: LossWeights
+    prediction: Prediction, batch: Batch, canonical_fx: float, weights: LossWeights
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of the terms whose output was predicted, and each term by itself (detached)."""
     size = (batch.depth.shape[-2], batch.depth.shape[-1])
     parts: dict[str, Tensor] = {}
     if prediction.depth is not None:
-        target, valid = canonical_log_depth(batch.depth, batch.intrinsics[..., 0], canonical_focal)
+        target, valid = canonical_log_depth(batch.depth, batch.intrinsics[..., 0], canonical_fx)
         residual = torch.log(prediction.depth.float().clamp(min=_SMALLEST_DEPTH)) - target
         parts["log_l1"] = log_l1(residual, valid)
         parts["scale_invariant"] = scale_invariant_l1(residual, valid)

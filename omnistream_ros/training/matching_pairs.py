@@ -89,7 +89,7 @@ def observe(model: OmniStream, clip: Clip) -> ObservedClip:
     prediction = model.forward_clip(batch.pixels, rays=False, camera=False)
     assert prediction.depth is not None
     camera = batch.intrinsics[0, 0]
-    to_real = camera[0] / (model.config.canonical_focal * clip.rgb.shape[2])
+    to_real = camera[0] / model.config.canonical_fx
     pyramid = prediction.features.pyramid
     fx, fy, cx, cy = (camera / STRIDE).tolist()
     half = 0.5 / STRIDE - 0.5

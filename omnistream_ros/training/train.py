@@ -171,9 +171,8 @@ class Trainer:
         seconds_before, frames_before = p.seconds, p.frames
         stopping = bool(self.team.largest(self.stop.is_set())[0])
         while self._fraction_done() < 1 and not stopping:
-            coarse = s.start_from is None and self._fraction_done() < s.coarse_fraction
-            size = s.coarse_size if coarse else None
-            batch = self.sampler.batch(p.step, size, (self.team.rank, self.team.size))
+            sizes = s.coarse_sizes if self._fraction_done() < s.coarse_part else s.full_sizes
+            batch = self.sampler.batch(p.step, sizes, (self.team.rank, self.team.size))
             parts = self.team.mean(self._step(batch))
             p.step += 1
             now = self.clock()
@@ -223,7 +222,7 @@ class Trainer:
                 rays=p.step % s.ray_period == 0,
                 context=s.context if s.stream_frames else None,
             )
-        loss, parts = total_loss(prediction, batch, self.model.config.canonical_focal, s.weights)
+        loss, parts = total_loss(prediction, batch, self.model.config.canonical_fx, s.weights)
         if self.objectives is not None:
             with torch.autocast("cpu", torch.bfloat16, enabled=s.bfloat16):
                 more, named = self.objectives.losses(

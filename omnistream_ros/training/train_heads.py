@@ -139,7 +139,7 @@ class HeadTrainer:
             choices.append((clip, np.concatenate([[0], np.sort(later)])))
         features, batch = read_features(choices, self.model, s.device)
         prediction = self.model.predict(features, rays=first.posed, camera=first.posed)
-        loss, parts = total_loss(prediction, batch, self.model.config.canonical_focal, s.weights)
+        loss, parts = total_loss(prediction, batch, self.model.config.canonical_fx, s.weights)
         for group in optimiser.param_groups:
             group["lr"] = s.learning_rate * learning_rate_factor(
                 step, s.warmup_steps, step / s.steps
@@ -174,8 +174,8 @@ class HeadTrainer:
                     features, batch = read_features([(clip, frames)], model, self.settings.device)
                     depth = model.predict(features, rays=False, camera=False).depth
                     assert depth is not None
-                    canonical = model.config.canonical_focal * depth.shape[-1]
-                    metres = depth * (batch.intrinsics[..., 0] / canonical)[..., None, None]
+                    to_real = batch.intrinsics[..., 0] / model.config.canonical_fx
+                    metres = depth * to_real[..., None, None]
                     predicted.append(metres[0].cpu().numpy())
                     true.append(batch.depth[0].cpu().numpy())
                 yield np.concatenate(predicted), np.concatenate(true)

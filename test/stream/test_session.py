@@ -86,7 +86,7 @@ def test_streaming_equals_the_clip(model: OmniStream) -> None:
     keys = [FeatureKey(2, FeatureKind.PATCH), FeatureKey(-1, FeatureKind.CAMERA, normed=True)]
     results = [session.step(frame, Outputs(features=tuple(keys))) for frame in clip]
 
-    scale = CAMERA.resized(64, 48).fx / (TINY.canonical_focal * 64)
+    scale = CAMERA.resized(64, 48).fx / TINY.canonical_fx
     world = geometry.rigid_inverse(head_motion(expected, 0))
     for i, result in enumerate(results):
         assert result.depth is not None
@@ -363,7 +363,7 @@ def test_an_unknown_camera(model: OmniStream) -> None:
     assert camera.fx == pytest.approx(32 / tangents[0].item(), rel=1e-4)
     assert camera.fy == pytest.approx(24 / tangents[1].item(), rel=1e-4)
     assert (camera.cx, camera.cy) == (31.5, 23.5)
-    scale = camera.fx / (TINY.canonical_focal * 64)
+    scale = camera.fx / TINY.canonical_fx
     torch.testing.assert_close(
         results[-1].depth, prediction.depth[0, -1] * scale, rtol=1e-4, atol=1e-5
     )

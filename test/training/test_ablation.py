@@ -29,7 +29,12 @@ def _settings(tmp_path: Path, steps: int = 3) -> AblationSettings:
         steps=steps,
         probe_count=10,
         motion_steps=5,
-        training={"pretrained": False, "save_period": 2, "frames_per_step": 2, "coarse_size": None},
+        training={
+            "pretrained": False,
+            "save_period": 2,
+            "frames_per_step": 2,
+            "coarse_sizes": (),
+        },
         config=TINY,
     )
 

@@ -326,6 +326,23 @@ def test_batches_follow_from_seed_and_step(tmp_path: Path) -> None:
     )
 
 
+def test_a_step_has_one_of_the_sizes_for_all_its_shares(tmp_path: Path) -> None:
+    for number in (1, 2):
+        write_clip(tmp_path / f"clip_{number:06d}.npz", plane_clip(seed=number, frames=6))
+    sampler = _sampler(tmp_path)
+    sizes = ((32, 32), (64, 32), (48, 64))
+    seen = set()
+    for step in range(20):
+        shares = [sampler.batch(step, sizes, (share, 2)) for share in range(2)]
+        assert shares[0].pixels.shape == shares[1].pixels.shape
+        height, width = shares[0].pixels.shape[-2:]
+        seen.add((width, height))
+        fx, fy = shares[0].intrinsics[..., 0], shares[0].intrinsics[..., 1]
+        # Cut, not squeezed: pixels stay square, to the rounding of a window of a dozen of them.
+        torch.testing.assert_close(fx, fy, rtol=0.06, atol=0)
+    assert seen == set(sizes)
+
+
 def test_sampler_leaves_out_held_out_and_broken_clips(tmp_path: Path) -> None:
     write_clip(tmp_path / "clip_000050.npz", plane_clip(seed=50, frames=6))
     with pytest.raises(ClipError, match="no training clip"):

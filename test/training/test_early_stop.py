@@ -57,7 +57,8 @@ def settings(clips: Path, recording: Path, tmp_path: Path) -> TrainSettings:
         lengths={1: 1.0},
         save_period=5,
         judge_period=5,
-        coarse_size=None,
+        coarse_sizes=(),
+        full_sizes=(),
     )
 
 
@@ -124,7 +125,8 @@ def test_a_run_from_weights_sees_full_size_at_once(
         return step(self, batch)
 
     monkeypatch.setattr(Trainer, "_step", watch)
-    small = replace(settings, run=settings.run.with_name("next"), steps=4, coarse_size=(32, 32))
+    small = replace(settings, run=settings.run.with_name("next"), steps=4)
+    small = replace(small, coarse_sizes=((32, 32),))
     start = settings.run / "best.safetensors"
     Trainer(TINY, replace(small, start_from=start), report=lambda _: None).run()
     assert sizes == {(48, 64)}
@@ -148,3 +150,7 @@ def test_a_judge_without_depth_is_refused(settings: TrainSettings, tmp_path: Pat
         Trainer(TINY, replace(settings, held_out=(images,)), report=lambda _: None).run()
     with pytest.raises(ValueError, match="patience"):
         replace(settings, patience=0)
+    with pytest.raises(ValueError, match=r"from 0 to 1, got 1.5"):
+        replace(settings, coarse_fraction=1.5)
+    with pytest.raises(ValueError, match=r"multiples of 16, got 130x96"):
+        replace(settings, coarse_sizes=((130, 96),))

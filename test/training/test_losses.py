@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from omnistream_ros.model import CameraPrediction
+from omnistream_ros.model.config import NANO
 from omnistream_ros.training.losses import (
     camera_losses,
     canonical_log_depth,
@@ -140,8 +141,17 @@ def test_canonical_depth_does_not_see_the_lens(zoom: float, metres: float) -> No
     near, _ = canonical_log_depth(depth, focal, 0.9)
     far, _ = canonical_log_depth(depth * zoom, focal * zoom, 0.9)
     torch.testing.assert_close(near, far)
-    own, _ = canonical_log_depth(depth, torch.full_like(focal, 0.9 * 6), 0.9)
+    own, _ = canonical_log_depth(depth, torch.full_like(focal, 0.9), 0.9)
     torch.testing.assert_close(own.exp(), depth)
+
+
+def test_canonical_depth_goes_with_size_in_pixels() -> None:
+    """What spans so many pixels has one target, in a small image as in the large one."""
+    depth = torch.full((1, 1, 4, 6), 3.0)
+    large, _ = canonical_log_depth(2 * depth, torch.full((1, 1), 160.0), 172.8)
+    small, _ = canonical_log_depth(depth[..., :2, :3], torch.full((1, 1), 80.0), 172.8)
+    torch.testing.assert_close(large[..., :2, :3], small)
+    assert NANO.canonical_fx == pytest.approx(0.9 * 192)
 
 
 def test_unknown_depth_is_masked() -> None:

@@ -74,7 +74,8 @@ def _settings(clips: Path, run: Path, steps: int) -> TrainSettings:
         warmup_steps=2,
         save_period=4,
         judge_period=1000,
-        coarse_size=(32, 32),
+        coarse_sizes=((32, 32),),
+        full_sizes=(),
         coarse_fraction=0.3,
     )
 
@@ -92,7 +93,7 @@ def test_training_overfits_two_clips(clips: Path, tmp_path: Path) -> None:
         _settings(clips, tmp_path, 120),
         augmentation=STILL,
         learning_rate=5e-3,
-        coarse_size=None,
+        coarse_sizes=(),
         frames_per_step=8,
         lengths={2: 1.0},
     )
@@ -371,7 +372,7 @@ def test_early_trunk_is_not_trained(tmp_path: Path) -> None:
     write_clip(tmp_path / "clip_000001.npz", plane_clip(seed=1, frames=16))
     config = replace(NANO, name="small", width=32, heads=1, head_width=16)
     settings = replace(_settings(tmp_path, tmp_path / "run", 2), pretrained=True)
-    settings = replace(settings, coarse_size=None, frames_per_step=1, lengths={1: 1.0})
+    settings = replace(settings, coarse_sizes=(), frames_per_step=1, lengths={1: 1.0})
     trainer = Trainer(config, settings, report=_quiet)
     before = copy.deepcopy(trainer.model.backbone.patch_embed.trunk.state_dict())
     trainer.run()
