@@ -71,8 +71,11 @@ class Trainer:
         settings.run.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(settings.seed)
         self.model: OmniStream = build_model(config)
+        before: dict[str, float] = {}
         if settings.start_from is not None:
-            self.model = load_model(settings.start_from)[0].requires_grad_(True)
+            self.model, card = load_model(settings.start_from)
+            self.model.requires_grad_(True)
+            before = {name: card.training.get(name, 0) for name in ("steps", "frames", "hours")}
         elif settings.pretrained:
             load_pretrained_trunk(self.model)
         if settings.objectives.language and self.model.language_head is None:
@@ -98,7 +101,7 @@ class Trainer:
             recorded_share=settings.recorded_share,
         )
         self.state_path = settings.run / "state.safetensors"
-        self.progress = self._restore()
+        self.progress = self._restore(before)
         self._agreed_refusals = len(self.sampler.refused)
         self.team.check_equal(step=self.progress.step, clips=len(self.sampler.names))
         if self.team.leads:
@@ -143,11 +146,11 @@ class Trainer:
             foreach=True,
         )
 
-    def _restore(self) -> Progress:
+    def _restore(self, before: dict[str, float]) -> Progress:
         if not self.state_path.exists():
             self.sampler.refresh()
             self.sampler.names = self.team.from_leader(self.sampler.names)
-            return Progress(self.settings.seed, clips=list(self.sampler.names))
+            return Progress(self.settings.seed, clips=list(self.sampler.names), before=before)
         progress = load_state(
             self.state_path, self.model, self.average, self.optimiser, self.objectives
         )
@@ -297,12 +300,12 @@ class Trainer:
         return f"clips of {names}, by which the weights were chosen" if names else "rendered clips"
 
     def _record(self) -> dict[str, object]:
-        """What the model card says about the training."""
+        """What the model card says about the training, that of its first weights counted in."""
         p, s = self.progress, self.settings
         return {
-            "steps": p.step,
-            "frames": p.frames,
-            "hours": round(p.seconds / 3600, 2),
+            "steps": p.step + int(p.before.get("steps", 0)),
+            "frames": p.frames + int(p.before.get("frames", 0)),
+            "hours": round(p.seconds / 3600 + p.before.get("hours", 0), 2),
             "seed": s.seed,
             "clips": len(self.sampler.names),
             "recorded": [] if s.recorded is None else recordings_of(s.recorded),
