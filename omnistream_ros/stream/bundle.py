@@ -92,6 +92,9 @@ class _Problem:
         unknown[:poses, :6] = True
         unknown[:free, 6:] = True
         self._unknown = np.flatnonzero(unknown)  # which of the F * D parameters
+        # Scale and slopes are expected to be alike, not to vanish: what the network is wrong by in
+        # this corner of the room must not change the size that the room has.
+        self._expected = self._shape[:free].mean(axis=0) * [1.0, 0.0, 0.0]
         self._depth_information = 1 / self._prior
 
     def step(self) -> bool:
@@ -148,7 +151,7 @@ class _Problem:
             depth_gradient[source] += cross_depth[e][:, _D]
         for i in range(self._free):
             normal[i, range(6, _D), i, range(6, _D)] += SHAPE_DEVIATION**-2
-            gradient[i, 6:] += self._shape[i] / SHAPE_DEVIATION**2
+            gradient[i, 6:] += (self._shape[i] - self._expected) / SHAPE_DEVIATION**2
 
         unknown = self._unknown
         matrix = normal.reshape(F * _D, F * _D)[np.ix_(unknown, unknown)]

@@ -23,6 +23,9 @@ from omnistream_ros.stream.keyframes import Keyframe, View, make_keyframe, proje
 
 # Keyframes kept; beyond it the one not used for longest goes.
 _KEPT = 24
+# What those that went said about the size of the room counts like so many of those that are kept.
+# The network is wrong about a whole corner at a time, and the way to another corner keeps the size.
+_REMEMBERED = 48
 # A new keyframe is matched with this many others, and adjusted together with this many at most.
 _LINKS = 3
 _ADJUSTED = 6
@@ -38,6 +41,8 @@ class KeyframeMap:
         self._head = head
         self._keys: list[Keyframe] = []
         self.made = 0  # keyframes since the beginning of the stream
+        self._gone = 0  # keyframes that went, of this room
+        self._gone_scale = 0.0  # log scale of their predictions, mean
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -63,6 +68,7 @@ class KeyframeMap:
     def clear(self) -> None:
         """Forget them all."""
         self._keys = []
+        self._gone, self._gone_scale = 0, 0.0
 
     def add(
         self,
@@ -95,17 +101,25 @@ class KeyframeMap:
         self._keys.append(new)
         if len(self._keys) > _KEPT:
             gone = self._keys.pop(0)
+            self._gone += 1
+            share = 1 / min(self._gone, _REMEMBERED)
+            self._gone_scale += share * (float(gone.shape[0]) - self._gone_scale)
             for key in self._keys:
                 key.seen_by.pop(gone.number, None)
         return self._rescale()
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of everything."""
-        return {"made": self.made, "keys": [key.state_dict() for key in self._keys]}
+        return {
+            "made": self.made,
+            "gone": (self._gone, self._gone_scale),
+            "keys": [key.state_dict() for key in self._keys],
+        }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Continue exactly where ``state_dict`` was taken."""
         self.made = int(state["made"])
+        self._gone, self._gone_scale = int(state["gone"][0]), float(state["gone"][1])
         self._keys = [Keyframe.from_state_dict(key, device) for key in state["keys"]]
 
     def _link(self, new: Keyframe) -> list[Keyframe]:
@@ -138,7 +152,9 @@ class KeyframeMap:
 
     def _rescale(self) -> float:
         """Make the room as large as the network says on average, with the camera where it is."""
-        mean = float(np.mean([key.shape[0] for key in self._keys]))
+        gone = min(self._gone, _REMEMBERED)
+        kept = sum(float(key.shape[0]) for key in self._keys)
+        mean = (kept + gone * self._gone_scale) / (len(self._keys) + gone)
         growth = float(np.exp(-mean))
         centre = self.reference.world_from_camera()[:3, 3]
         for key in self._keys:
@@ -146,6 +162,7 @@ class KeyframeMap:
             rotation = key.camera_from_world[:3, :3]
             key.camera_from_world = geometry.rigid(rotation, -rotation @ position)
             key.shape = key.shape - np.array([mean, 0.0, 0.0])
+        self._gone_scale -= mean
         return growth
 
 

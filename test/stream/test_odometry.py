@@ -11,7 +11,7 @@ import pytest
 import torch
 from box_room import CAMERA, PointHead, Seen, look, render, shade
 
-from omnistream_ros.stream import geometry
+from omnistream_ros.stream import geometry, keyframe_map
 from omnistream_ros.stream.keyframes import depth_at_cells
 from omnistream_ros.stream.odometry import Odometry
 from omnistream_ros.stream.result import Pose
@@ -95,6 +95,30 @@ def test_the_covariance_covers_the_error(head: PointHead) -> None:
         assert error @ np.linalg.solve(pose.covariance[:3, :3], error) < 40.0
     first, last = (np.trace(poses[i].covariance[:3, :3]) for i in (1, -1))  # type: ignore[index]
     assert first < last < 0.3**2
+
+
+def test_keyframes_that_went_still_say_how_large_the_room_is(
+    head: PointHead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Depth is too small in the first half of the way and too large in the second."""
+    monkeypatch.setattr(keyframe_map, "_KEPT", 3)
+    path = wander(96)
+    factors = np.where(np.arange(96) < 48, 0.8, 1.25)
+    sizes = {}
+    for remembered in (48, 1):
+        monkeypatch.setattr(keyframe_map, "_REMEMBERED", remembered)
+        follower = Follower(head)
+        poses = [
+            follower.see(seen._replace(depth=factor * seen.depth))
+            for seen, factor in zip(map(render, path), factors, strict=True)
+        ]
+        ours, true = (
+            np.linalg.norm(np.diff(places[-20:], axis=0), axis=1).sum()
+            for places in ([p.translation for p in poses], [t[:3, 3] for t in path])
+        )
+        sizes[remembered] = ours / true
+    assert sizes[48] == pytest.approx(1.0, abs=0.1)
+    assert sizes[1] > sizes[48] + 0.05
 
 
 def test_pure_rotation_stays_in_place(head: PointHead) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from test_train import TINY, _settings
 from tiny_clips import plane_clip, write_clip
+from torch.distributed.run import get_args_parser
 
 from omnistream_ros.training.run_folder import RunFolderError, lock_run
 from omnistream_ros.training.train import Trainer, train
@@ -94,6 +96,18 @@ def _start_two(clips: Path, run: Path, steps: int) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def test_torchrun_takes_the_commands_of_the_page() -> None:
+    """Without `--` it takes the trainer's `--run` for one of its own options, shortened."""
+    page = Path(__file__).resolve().parents[2] / "docs" / "training.md"
+    commands = [line for line in page.read_text().splitlines() if line.startswith("torchrun ")]
+    assert len(commands) == 2
+    for command in commands:
+        options = get_args_parser().parse_args(shlex.split(command)[1:])
+        assert options.module
+        assert options.training_script == "omnistream_ros.cli"
+        assert options.training_script_args[0] == "train"
 
 
 def _rows(run: Path) -> list[dict[str, float]]:
