@@ -59,6 +59,7 @@ def _declare_ablate(commands: Any) -> None:
         "--run", dest="run_folder", type=Path, required=True, help="the same one again goes on"
     )
     command.add_argument("--steps", type=int, default=600, help="default: %(default)s")
+    command.add_argument("--bfloat16", action="store_true", help="for machines fast in bfloat16")
     command.add_argument("--threads", type=int, help="default: one for each core")
 
 
@@ -70,6 +71,10 @@ def _run_ablate(options: argparse.Namespace) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     settings = AblationSettings(
-        options.clips, options.probe_clips, options.run_folder, steps=options.steps
+        options.clips,
+        options.probe_clips,
+        options.run_folder,
+        steps=options.steps,
+        training={"bfloat16": options.bfloat16},
     )
     print(ablate(settings))
