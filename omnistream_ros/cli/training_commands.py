@@ -4,10 +4,22 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omnistream_ros.cli.arguments import add_command, count
+from omnistream_ros.cli.arguments import add_command, count, positive
+
+GEOMETRIC_TERMS = (
+    "log_l1",
+    "scale_invariant",
+    "gradient",
+    "confidence",
+    "rays",
+    "translation",
+    "rotation",
+    "field_of_view",
+)
 
 
 def declare(commands: Any) -> None:
@@ -92,7 +104,7 @@ def _run_clips(options: argparse.Namespace) -> None:
 
 def _declare_train(commands: Any) -> None:
     command = add_command(
-        commands, "train", _run_train, "train a model on rendered clips, resumably"
+        commands, "train", _run_train, "render clips, train a model on them, resumably"
     )
     command.add_argument("clips", type=Path, help="folder of clips (omnistream render)")
     command.add_argument(
@@ -103,6 +115,14 @@ def _declare_train(commands: Any) -> None:
         help="folder of state, curve and best weights; the same one again goes on",
     )
     command.add_argument("--output", type=Path, help="also keep the best weights in this file")
+    command.add_argument(
+        "--render",
+        metavar="FIRST:LAST",
+        help="first render the clips of these seeds that are missing",
+    )
+    command.add_argument(
+        "--pictures", action="store_true", help="of --render: hang pictures of this machine"
+    )
     command.add_argument("--recorded", type=Path, help="folder of clips of omnistream clips")
     command.add_argument(
         "--recorded-share",
@@ -140,6 +160,20 @@ def _declare_train(commands: Any) -> None:
     length.add_argument("--minutes", type=float, help="of training time, over all pieces")
     length.add_argument("--steps", type=int)
     command.add_argument("--seed", type=int, default=0)
+    command.add_argument(
+        "--learning-rate",
+        type=positive,
+        default=8e-4,
+        help="at its highest; the trunk's is a quarter (default: %(default)s)",
+    )
+    command.add_argument(
+        "--without",
+        nargs="+",
+        default=[],
+        choices=GEOMETRIC_TERMS,
+        metavar="TERM",
+        help=f"switch terms of the loss off: {', '.join(GEOMETRIC_TERMS)}",
+    )
     command.add_argument("--threads", type=int, help="default: one for each core")
     command.add_argument("--bfloat16", action="store_true", help="for machines fast in bfloat16")
     command.add_argument(
@@ -169,9 +203,10 @@ def _declare_train(commands: Any) -> None:
 def _run_train(options: argparse.Namespace) -> None:
     import torch
 
+    from omnistream_ros.training.clips import seeds
+    from omnistream_ros.training.from_nothing import train_from_nothing
     from omnistream_ros.training.losses import LossWeights
     from omnistream_ros.training.objectives import ObjectiveWeights
-    from omnistream_ros.training.train import train
     from omnistream_ros.training.train_settings import TrainSettings
 
     if options.threads:
@@ -193,8 +228,11 @@ def _run_train(options: argparse.Namespace) -> None:
         bfloat16=options.bfloat16,
         stream_frames=options.stream_frames,
         context=(1, options.window),
-        weights=LossWeights(
-            step_translation=options.step_motion, step_rotation=options.step_motion
+        learning_rate=options.learning_rate,
+        trunk_learning_rate=options.learning_rate / 4,
+        weights=replace(
+            LossWeights(step_translation=options.step_motion, step_rotation=options.step_motion),
+            **dict.fromkeys(options.without, 0.0),
         ),
         objectives=ObjectiveWeights(
             distillation=options.distillation,
@@ -203,7 +241,12 @@ def _run_train(options: argparse.Namespace) -> None:
             language=options.language,
         ),
     )
-    train(options.model, settings)
+    train_from_nothing(
+        options.model,
+        settings,
+        seeds(options.render) if options.render else None,
+        pictures=options.pictures,
+    )
 
 
 def _declare_train_heads(commands: Any) -> None:

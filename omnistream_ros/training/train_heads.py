@@ -108,14 +108,16 @@ class HeadTrainer:
             progress.seconds = before + time.monotonic() - began
             follow(self.average, self.heads, progress.step, s.average_decay)
             table.add(progress.step, progress.frames, progress.seconds, parts)
-            if progress.step % s.save_period == 0:
+            judged = progress.step % s.judge_period == 0
+            if judged:  # before the state is saved, which knows the best so far
+                score = self._judge(held_out, progress, table)
+            if judged or progress.step % s.save_period == 0:
                 save_state(self.state_path, progress, self.heads, self.average, optimiser)
                 rest = (s.steps - progress.step) * (progress.seconds / progress.step)
                 self.report(
                     f"step {progress.step}  {table.recent()}  {rest / 60:.0f} min remaining"
                 )
-            if progress.step % s.judge_period == 0:
-                score = self._judge(held_out, progress, table)
+        save_state(self.state_path, progress, self.heads, self.average, optimiser)
         if score is None or progress.step % s.judge_period:
             score = self._judge(held_out, progress, table)
         save_state(self.state_path, progress, self.heads, self.average, optimiser)

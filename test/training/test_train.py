@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import csv
 import errno
-import json
 import os
 import signal
 import subprocess
@@ -17,7 +16,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_clips import plane_clip, write_clip
 
@@ -317,24 +315,6 @@ def test_length_of_a_run_must_be_said_once(clips: Path, tmp_path: Path) -> None:
     for steps, minutes in ((None, None), (3, 3.0), (0, None), (None, -1.0)):
         with pytest.raises(ValueError, match="run"):
             TrainSettings(clips=clips, run=tmp_path, steps=steps, minutes=minutes)
-
-
-def test_the_card_counts_what_the_first_weights_had_behind_them(
-    clips: Path, tmp_path: Path
-) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    Trainer(TINY, _settings(clips, first, 4), report=_quiet).run()
-    start = first / "best.safetensors"
-    one = load_model(start)[1].training
-    settings = replace(_settings(clips, second, 3), start_from=start)
-    Trainer(TINY, replace(settings, steps=2), report=_quiet).run()
-    # The file that it began with is replaced by its own: resumed, nothing is counted twice.
-    start.write_bytes((second / "best.safetensors").read_bytes())
-    Trainer(TINY, settings, report=_quiet).run()
-    two = load_model(second / "best.safetensors")[1].training
-    own = json.loads(safe_open(second / "state.safetensors", "pt").metadata()["progress"])
-    assert two["steps"] == one["steps"] + 3
-    assert two["frames"] == one["frames"] + own["frames"]
 
 
 def test_learning_rate_warms_up_and_decays() -> None:

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The best weights so far stay: through kills, new runs, teams and other people's files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_early_stop import _given_scores
+from test_train import TINY, _quiet, _settings
+from tiny_clips import plane_clip, write_clip
+from tiny_recordings import write_tum_recording
+
+from omnistream_ros.model import build_model, load_model
+from omnistream_ros.model.sentence_encoder import WIDTH
+from omnistream_ros.training.data import Batch
+from omnistream_ros.training.export import export_weights
+from omnistream_ros.training.recorded_clips import write_recorded_clips
+from omnistream_ros.training.team import Team
+from omnistream_ros.training.train import Trainer
+from omnistream_ros.training.train_settings import TrainSettings
+
+
+class KilledError(Exception):
+    """Stands for a kill: nothing after it runs."""
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    for number in (0, 1, 2):  # number 0 is held out
+        write_clip(folder / f"clip_{number:06d}.npz", plane_clip(seed=number, frames=16))
+    return folder
+
+
+@pytest.fixture
+def settings(clips: Path, tmp_path: Path) -> TrainSettings:
+    settings = replace(_settings(clips, tmp_path / "run", 20), frames_per_step=1, lengths={1: 1.0})
+    return replace(settings, judge_period=5, save_period=100, output=tmp_path / "out.safetensors")
+
+
+def _weights(path: Path, training: dict[str, object] | None = None, language: int = 0) -> Path:
+    export_weights(path, build_model(replace(TINY, language_width=language)), training or {})
+    return path
+
+
+def test_a_kill_after_a_judgement_does_not_lose_it(
+    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert settings.output is not None
+    _given_scores(monkeypatch, [0.7, 0.6])  # step 5 is the best of all
+    step = Trainer._step
+
+    def killed_at_7(self: Trainer, batch: Batch) -> dict[str, float]:
+        if self.progress.step == 7:
+            raise KilledError
+        return step(self, batch)
+
+    monkeypatch.setattr(Trainer, "_step", killed_at_7)
+    with pytest.raises(KilledError):
+        Trainer(TINY, settings, report=_quiet).run()
+    best = settings.output.read_bytes()
+    monkeypatch.setattr(Trainer, "_step", step)
+    again = Trainer(TINY, settings, report=_quiet)
+    assert again.progress.step == 5
+    assert again.progress.best["delta_1"] == 0.7
+    again.run()
+    assert settings.output.read_bytes() == best
+    assert load_model(settings.run / "best.safetensors")[1].training["steps"] == 5
+
+
+@pytest.mark.parametrize(("there", "replaced"), [(0.9, False), (0.2, True)])
+def test_a_new_run_replaces_a_file_by_better_weights_only(
+    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch, there: float, replaced: bool
+) -> None:
+    assert settings.output is not None
+    before = _weights(settings.output).read_bytes()
+    shown = _given_scores(monkeypatch, [there, 0.3, 0.5, 0.4])
+    Trainer(TINY, settings, report=_quiet).run()
+    assert len(shown) == 5  # the file, then at 5, 10, 15 and 20
+    assert (settings.output.read_bytes() != before) is replaced
+    if replaced:
+        assert load_model(settings.output)[1].training["steps"] == 10
+
+
+def test_weights_to_begin_with_are_judged_first(
+    settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert settings.output is not None
+    start = _weights(tmp_path / "start.safetensors", {"steps": 11})
+    _given_scores(monkeypatch, [0.8, 0.5])
+    Trainer(TINY, replace(settings, start_from=start), report=_quiet).run()
+    kept, card = load_model(settings.output)
+    assert card.training["steps"] == 11
+    given = load_model(start)[0].state_dict()
+    assert all((value == given[name]).all() for name, value in kept.state_dict().items())
+
+
+def test_a_broken_file_in_the_way_is_replaced_with_a_word(settings: TrainSettings) -> None:
+    assert settings.output is not None
+    settings.output.write_bytes(b"no weights")
+    said: list[str] = []
+    Trainer(TINY, replace(settings, steps=5), report=said.append).run()
+    load_model(settings.output)
+    assert any("it will be replaced" in line for line in said)
+
+
+def test_only_the_first_process_loses_its_patience(settings: TrainSettings) -> None:
+    trainer = Trainer(TINY, replace(settings, patience=1), report=_quiet)
+    trainer.progress.best, trainer.progress.step = {"step": 0}, 10
+    assert trainer._out_of_patience()
+    trainer.team = Team(rank=1)
+    assert not trainer._out_of_patience(), "the others do not know what the first one has judged"
+
+
+def test_a_run_that_lost_patience_stays_ended(
+    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _given_scores(monkeypatch, [0.5, 0.4])
+    settings = replace(settings, patience=2, steps=100)
+    Trainer(TINY, settings, report=_quiet).run()
+    again = Trainer(TINY, settings, report=_quiet)
+    assert again.progress.step == 15
+    again.run()
+    assert again.progress.step == 15
+
+
+def test_what_the_first_weights_were_trained_on_is_told_and_cannot_judge(
+    settings: TrainSettings, tmp_path: Path
+) -> None:
+    assert settings.output is not None
+    kitchen = write_tum_recording(tmp_path / "kitchen", plane_clip(seed=7, frames=4))
+    office = write_tum_recording(tmp_path / "office", plane_clip(seed=8, frames=4))
+    start = _weights(tmp_path / "s.safetensors", {"recorded": ["kitchen"], "pretrained": True})
+    assert write_recorded_clips([office], tmp_path / "cut") == 1
+    settings = replace(settings, start_from=start, recorded=tmp_path / "cut", steps=2)
+    with pytest.raises(ValueError, match=r"kitchen: held out, but .*s\.safetensors has been"):
+        Trainer(TINY, replace(settings, held_out=(kitchen,)), report=_quiet)
+    Trainer(TINY, settings, report=_quiet).run()
+    training = load_model(settings.output)[1].training
+    assert training["recorded"] == ["kitchen", "office"]
+    assert "kitchen, office; no others" in training["data"]
+    assert "ImageNet" in training["trunk starts from"]
+    other = replace(settings, start_from=None, run=tmp_path / "other")
+    Trainer(TINY, other, report=_quiet).run()
+    assert "trunk starts from" not in load_model(tmp_path / "other/best.safetensors")[1].training
+
+
+def test_the_card_counts_what_the_first_weights_had_behind_them(
+    settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = _weights(tmp_path / "start.safetensors", {"steps": 4, "frames": 60, "hours": 1.5})
+    _given_scores(monkeypatch, [0.1, 0.2, 0.3, 0.4])
+    settings = replace(settings, start_from=start, judge_period=2, output=None)
+    Trainer(TINY, replace(settings, steps=2), report=_quiet).run()
+    # The file that it began with is replaced by its own: resumed, nothing is counted twice.
+    start.write_bytes((settings.run / "best.safetensors").read_bytes())
+    trainer = Trainer(TINY, replace(settings, steps=6), report=_quiet)
+    trainer.run()
+    training = load_model(settings.run / "best.safetensors")[1].training
+    assert training["steps"] == 4 + 6
+    assert training["frames"] == 60 + trainer.progress.frames
+    assert training["hours"] == pytest.approx(1.5, abs=0.1)
+
+
+def test_a_language_head_that_is_not_trained_is_left_out(
+    settings: TrainSettings, tmp_path: Path
+) -> None:
+    assert settings.output is not None
+    start = _weights(tmp_path / "start.safetensors", language=WIDTH)
+    said: list[str] = []
+    settings = replace(settings, start_from=start, steps=1)
+    Trainer(TINY, settings, report=said.append).run()
+    assert load_model(settings.output)[0].language_head is None
+    assert any("omnistream train-language" in line for line in said)
+
+
+def test_recorded_clips_of_a_run_stay_the_same(settings: TrainSettings, tmp_path: Path) -> None:
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    write_clip(cut / "clip_000000.npz", plane_clip(seed=5, frames=4))
+    settings = replace(settings, recorded=cut, recorded_share=0.5)
+    Trainer(TINY, replace(settings, steps=2), report=_quiet).run()
+    write_clip(cut / "clip_000001.npz", plane_clip(seed=6, frames=4))
+    again = Trainer(TINY, settings, report=_quiet)
+    assert again.sampler.recorded_names == ["clip_000000.npz"]
+
+
+def test_streams_are_trained_through_the_cache(settings: TrainSettings, tmp_path: Path) -> None:
+    """Eight frames of clips that have five, seen with a window of two."""
+    folder = tmp_path / "short"
+    folder.mkdir()
+    write_clip(folder / "clip_000001.npz", plane_clip(seed=1, frames=5))
+    settings = replace(settings, clips=folder, stream_frames=8, context=(1, 2), steps=2)
+    seen: list[tuple[tuple[int, ...], object]] = []
+    trainer = Trainer(TINY, settings, report=_quiet)
+    forward = trainer.model.forward_clip
+
+    def watched(pixels, **options):  # type: ignore[no-untyped-def]
+        seen.append((tuple(pixels.shape[:2]), options["context"]))
+        return forward(pixels, **options)
+
+    trainer.model.forward_clip = watched  # type: ignore[method-assign]
+    before = trainer.model.backbone.blocks[0].attn.qkv.weight.detach().clone()
+    trainer.run()
+    assert seen == [((1, 8), (1, 2))] * 2
+    assert (trainer.model.backbone.blocks[0].attn.qkv.weight != before).any()
