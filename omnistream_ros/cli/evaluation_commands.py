@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that measure against ground truth: `evaluate`, `compare`."""
+"""Commands that measure, and one that looks: `evaluate`, `compare`, `label`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from omnistream_ros.cli.arguments import add_command, add_selection, selection
+from omnistream_ros.cli.arguments import add_command, add_selection, count, selection
 
 
 def declare(commands: Any) -> None:
     _declare_evaluate(commands)
     _declare_compare(commands)
+    _declare_label(commands)
 
 
 def _declare_evaluate(commands: Any) -> None:
@@ -120,3 +121,35 @@ def _run_compare(options: argparse.Namespace) -> None:
     from omnistream_ros.evaluation.compare import compare
 
     print(compare(options.first, options.second))
+
+
+def _declare_label(commands: Any) -> None:
+    command = add_command(
+        commands, "label", _run_label, "a picture of a recording, labelled in words of your own"
+    )
+    command.add_argument("recording", type=Path, metavar="RECORDING")
+    command.add_argument(
+        "--words",
+        nargs="+",
+        required=True,
+        metavar="WORD",
+        help="two or more, such as: chair 'potted plant' floor wall",
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="PICTURE", help="a .png file")
+    command.add_argument("--frames", type=count, default=6, help="shown (default: %(default)s)")
+    command.add_argument("--model", default="omnistream-nano", help="name or file of the model")
+
+
+def _run_label(options: argparse.Namespace) -> None:
+    from omnistream_ros.evaluation.label_picture import label_recording
+
+    shares = label_recording(
+        options.recording,
+        options.words,
+        options.out,
+        model=options.model,
+        count=options.frames,
+    )
+    for word, share in sorted(shares.items(), key=lambda item: -item[1]):
+        print(f"{word:<24} {100 * share:5.1f} % of the patches")
+    print(f"picture: {options.out}")
