@@ -29,8 +29,10 @@ def _declare_info(commands: Any) -> None:
 
 def _run_info(options: argparse.Namespace) -> None:
     from omnistream_ros.model import load_model
+    from omnistream_ros.model.checkpoint import locate
 
     model, card = load_model(options.model)
+    megabytes = locate(options.model)[0].stat().st_size / 1e6
     config = model.config
     parameters = sum(parameter.numel() for parameter in model.parameters())
     scale = "metric" if config.metric else "up to scale"
@@ -45,7 +47,7 @@ def _run_info(options: argparse.Namespace) -> None:
         "model": card.name,
         "licence": card.licence,
         "weights": f"sha256 {card.sha256}, stored as {card.storage_dtype}",
-        "parameters": f"{parameters:,}",
+        "parameters": f"{parameters:,}, a file of {megabytes:.1f} MB",
         "network": f"{config.depth} blocks of width {config.width}, {config.patch_embed} embedding",
         "heads": ", ".join(heads) or "none (backbone only)",
         "gives": ", ".join(gives),

@@ -75,7 +75,7 @@ def load_model(
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # what torch raises depends on its build
         raise ModelError(f"device {device!r} cannot be used: {error}") from error
-    file, config_file = _locate(source)
+    file, config_file = locate(source)
     tensors, metadata = read_tensors(file)
     if config_file is None:
         config, card = _read_metadata(file, metadata)
@@ -134,7 +134,7 @@ def write_tensors(
         raise ModelError(f"{path}: cannot be written ({error})") from error
 
 
-def _locate(source: str | Path) -> tuple[Path, Path | None]:
+def locate(source: str | Path) -> tuple[Path, Path | None]:
     """The weights, and the config.json beside them where the layout is the released one."""
     if source in NAMED_CONFIGS:
         file = DATA / f"{source}.safetensors"

@@ -4,13 +4,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omnistream_ros.evaluation.evaluate import Options, evaluate_one
+from omnistream_ros.evaluation.pose_metrics import pose_metrics
 from omnistream_ros.evaluation.sequence_result import SequenceResult
+from omnistream_ros.evaluation.summary import latency
+from omnistream_ros.evaluation.trajectory import TrajectoryError
 from omnistream_ros.model import ModelCard, load_model, save_model
+
+_RPE_FRAMES = 10
 
 
 def measure_into_card(
@@ -51,4 +57,13 @@ def figures(result: SequenceResult) -> dict[str, float]:
     for name, label in (("se3", "no scale"), ("static", "camera that stands still")):
         if name in result.pose:
             values[f"ATE m ({label})"] = round(result.pose[name].ate_m, 3)
+    if result.trajectory is not None and result.truth is not None:
+        with suppress(TrajectoryError):  # too short a way for that
+            motion = pose_metrics(
+                result.trajectory, result.truth, alignment="se3", delta=_RPE_FRAMES
+            )
+            values[f"RPE m ({_RPE_FRAMES} frames)"] = round(motion.rpe_m, 3)
+            values[f"RPE deg ({_RPE_FRAMES} frames)"] = round(motion.rpe_deg, 2)
+    if "total" in (took := latency(result)):
+        values["ms a frame (one thread, median)"] = round(took["total"]["median"], 1)
     return values

@@ -146,6 +146,7 @@ def test_info_names_all_heads_and_what_comes_of_them(
     rows = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
     assert rows["heads"].strip() == heads
     assert rows["gives"].strip() == gives
+    assert rows["parameters"].endswith(f"a file of {file.stat().st_size / 1e6:.1f} MB")
 
 
 def test_reader_that_has_gone_is_no_error(golden: Path) -> None:

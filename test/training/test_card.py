@@ -57,7 +57,7 @@ def test_card_tells_the_figures_of_each_recording(tmp_path: Path) -> None:
     weights = tmp_path / "tiny.safetensors"
     export_weights(weights, build_model(TINY), {"steps": 1, "held_out": {"abs_rel": 0.5}})
     before, _ = load_model(weights)
-    one, two = (_tum_folder(tmp_path / n, s, 5) for n, s in (("one", 1), ("two", 2)))
+    one, two = (_tum_folder(tmp_path / n, s, f) for n, s, f in (("one", 1, 5), ("two", 2, 12)))
     measure_into_card(weights, [one], report=lambda line: None)
     measure_into_card(weights, [two], report=lambda line: None)
     after, card = load_model(weights)
@@ -66,6 +66,11 @@ def test_card_tells_the_figures_of_each_recording(tmp_path: Path) -> None:
     for key in ("AbsRel (no alignment)", "AbsRel (one scale)", "AbsRel of a constant depth"):
         assert 0 < card.accuracy["one"][key] < 10
     assert card.accuracy["one"] != card.accuracy["two"]
+    # Ten frames further on there is a pose in the second alone.
+    rpe = ("RPE m (10 frames)", "RPE deg (10 frames)")
+    assert not set(rpe) & set(card.accuracy["one"])
+    assert all(card.accuracy["two"][key] > 0 for key in rpe)
+    assert card.accuracy["two"]["ms a frame (one thread, median)"] > 0
     assert card.training["steps"] == 1
     for (name, a), (_, b) in zip(
         before.state_dict().items(), after.state_dict().items(), strict=True
