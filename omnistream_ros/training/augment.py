@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Image = NDArray[np.float32]  # (H, W, 3) in [0, 1]
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_SQUARE = 1e-2  # how far the sides of a pixel may differ in a clip that is rolled
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def roll(clip: Clip, degrees: float) -> Clip:
     """
     height, width = clip.rgb.shape[1:3]
     fx, fy, cx, cy = clip.intrinsics
-    if abs(fx / fy - 1) > 1e-2:
+    if abs(fx / fy - 1) > _SQUARE:
         raise ValueError(f"roll needs square pixels, the clip has fx {fx:.2f} and fy {fy:.2f}")
     angle = np.radians(degrees)
     cos, sin = np.cos(angle), np.sin(angle)
@@ -131,7 +132,10 @@ def augment(
     window = _middle(width, height, size)
     # Rolling enlarges already; zooming as well would leave a keyhole.
     if rng.random() < settings.roll_probability:
-        clip = roll(clip, float(rng.uniform(-1, 1)) * settings.largest_roll)
+        degrees = float(rng.uniform(-1, 1)) * settings.largest_roll
+        fx, fy = clip.intrinsics[:2]
+        if abs(fx / fy - 1) <= _SQUARE:  # others stay upright
+            clip = roll(clip, degrees)
     elif rng.random() < settings.zoom_probability:
         window = _random_window(rng, (width, height), window[2:], settings)
     if window != (0, 0, width, height) or size != (width, height):

@@ -42,6 +42,10 @@ class TooShortError(ClipError):
     """No take of the clip is as long as wanted; a shorter run of frames would be there."""
 
 
+class NoDepthError(ClipError):
+    """None of the frames chosen has depth; others of the clip do."""
+
+
 @dataclass(frozen=True)
 class Clip:
     """One moving camera: rgb (T, H, W, 3) uint8, depth (T, H, W) float32 metres (NaN unknown),
@@ -119,17 +123,26 @@ def read_clip(
     bounds = np.append(cuts, frames)
     if cuts.dtype.kind != "i" or cuts.ndim != 1 or bounds[0] != 0 or (np.diff(bounds) < 1).any():
         raise ClipError(f"{path}: cuts must rise from 0 and stay below {frames}, are {cuts}")
+    whole = depth
     if choose is not None:
         wanted = choose(bounds)
         rgb, depth, poses = rgb[wanted], depth[wanted], poses[wanted]
     matrices = np.tile(np.eye(4), (len(rgb), 1, 1))
     matrices[:, :3, :3] = quaternion_to_matrix(poses[:, 3:])
     matrices[:, :3, 3] = poses[:, :3]
-    metres = depth.astype(np.float32)
-    metres[~(np.isfinite(metres) & (metres > 0) & (metres < SKY))] = np.nan
+    metres = _valid_depth(depth)
     if np.isnan(metres).all():
+        if not np.isnan(_valid_depth(whole)).all():
+            raise NoDepthError(f"{path}: not one pixel of the frames chosen has a valid depth")
         raise ClipError(f"{path}: not one pixel has a valid depth")
     return Clip(rgb, metres, matrices, intrinsics.astype(np.float64))
+
+
+def _valid_depth(depth: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Metres, with NaN for what is none."""
+    metres = depth.astype(np.float32)
+    metres[~(np.isfinite(metres) & (metres > 0) & (metres < SKY))] = np.nan
+    return metres
 
 
 def find_clips(folder: Path) -> list[str]:
@@ -286,6 +299,7 @@ class ClipSampler:
     ) -> tuple[Clip, Words | None]:
         recorded = rng.random() < self.recorded_share
         choose = walk_to_and_fro if self.to_and_fro else choose_frames
+        empty = 0
         for _ in range(_DRAWS):
             names = self.recorded_names if recorded else rendered
             name = names[int(rng.integers(len(names)))]
@@ -302,6 +316,9 @@ class ClipSampler:
                 clip = read_clip(folder / name, wanted)
             except TooShortError:
                 continue
+            except NoDepthError:
+                empty += 1
+                continue
             except ClipError as error:
                 if recorded:
                     raise  # few and made on purpose: to leave one out would change the training
@@ -315,8 +332,9 @@ class ClipSampler:
                 words = describe(folder / name, take, clip, augmented)
             return augmented, words
         raise ClipError(
-            f"{_DRAWS} clips drawn, none with a take of {length} frames: render longer ones or "
-            "train on shorter ones"
+            f"{_DRAWS} clips drawn, none with a take of {length} frames and depth in one of them "
+            f"({_DRAWS - empty} too short, {empty} without depth): make longer ones, train on "
+            "shorter ones, or leave out those with little depth"
         )
 
 

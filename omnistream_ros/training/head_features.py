@@ -16,6 +16,7 @@ from omnistream_ros.model import OmniStream
 from omnistream_ros.stream.preprocess import model_size
 from omnistream_ros.training.augment import AugmentSettings, augment, zoom
 from omnistream_ros.training.data import Clip, find_clips, read_clip
+from omnistream_ros.training.depth_scale import DepthScaleCheck
 from omnistream_ros.training.frozen_features import (
     FeatureStore,
     StoredClip,
@@ -65,6 +66,7 @@ class HeadFeatures:
 
         Raises:
             HeadTrainingError: nothing to train on, or nothing held out.
+            RecordingError: a recording that cannot be read, or with depth of a wrong scale.
         """
         complete = self.store.folder / "complete"
         if not complete.exists():
@@ -114,9 +116,13 @@ class HeadFeatures:
         """Every stream, and whether it is held out: the last ones of a source, or `held_out`."""
         s, config = self.settings, self.model.config
         cut = Cut(config.model_pixels, config.patch_size, s.clip_frames, s.stride)
-        for path in s.recordings:
-            # Twice through the recording, once to count, so that one stream is in memory.
-            count = sum(1 for _ in recorded_streams(open_recording(path), cut))
+        # Twice through every recording, first to count and to check: so one stream is in memory,
+        # and a recording is refused before hours go into the others.
+        paths = (*s.recordings, *s.held_out)
+        if paths:
+            self.report("recordings are read once before, to check their depth")
+        counts = [_checked(path, cut) for path in paths]
+        for path, count in zip(s.recordings, counts, strict=False):
             last = math.ceil(s.held_out_share * count) if count > 1 and not s.held_out else 0
             for number, stream in enumerate(recorded_streams(open_recording(path), cut)):
                 yield stream, number >= count - last
@@ -154,6 +160,20 @@ class HeadFeatures:
             self.report(f"features take up to {total / 1e9:.2f} GB in {self.store.folder}")
             there = self.store.folder.glob("clip_*.safetensors")  # of an interrupted run
             check_space(self.store.folder, total - sum(file.stat().st_size for file in there))
+
+
+def _checked(path: Path, cut: Cut) -> int:
+    """How many streams a recording has whose depth goes with its poses.
+
+    Raises:
+        RecordingError: it does not.
+    """
+    scale, count = DepthScaleCheck(), 0
+    for stream in recorded_streams(open_recording(path), cut):
+        scale.add(stream.clip, stream.posed)
+        count += 1
+    scale.judge(path)
+    return count
 
 
 def read_takes(path: Path) -> Iterator[Clip]:

@@ -8,54 +8,91 @@ rendered clips at a share (`omnistream train --recorded`).
 from __future__ import annotations
 
 import json
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from omnistream_ros.evaluation.recordings import RecordingError, open_recording
+from omnistream_ros.evaluation.recordings import Recording, RecordingError, open_recording
 from omnistream_ros.evaluation.rotations import quaternions_of
 from omnistream_ros.training.augment import zoom
-from omnistream_ros.training.data import Clip
+from omnistream_ros.training.data import Clip, ClipError
+from omnistream_ros.training.depth_scale import DepthScaleCheck
 from omnistream_ros.training.recorded_streams import Cut, recorded_streams
 
 #: Larger than what the network sees, so that zooming into a clip finds real detail.
 SIZE = (256, 192)  # width, height
 _FRAMES = 24  # in a file
+_CHECKED = 64  # in a piece whose depth is checked: at 30 Hz a camera hardly moves in 24
 
 
 def write_recorded_clips(recordings: list[Path], folder: Path, stride: int = 1) -> int:
     """Cut recordings into clips of up to 24 frames, every `stride`-th one; returns how many.
 
-    Images of another shape are cut about their middle. Files are numbered on from those already in
-    the folder.
+    Images of another shape are cut about their middle. Clips that the folder already has of a
+    recording are replaced; the new ones are numbered on from those of others. A recording is read
+    once before anything is changed, so one that is refused leaves the folder as it is.
 
     Raises:
-        RecordingError: a recording that cannot be read, or without depth, poses or calibration.
+        RecordingError: a recording that cannot be read, without depth, poses or calibration, or
+            with depth of another scale than its poses.
+        ClipError: a file in the folder that is no clip.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    numbers = [int(path.stem.removeprefix("clip_")) for path in folder.glob("clip_*.npz")]
-    first = number = 1 + max(numbers, default=-1)
     cut = Cut(pixels=SIZE[0] * SIZE[1], patch=1, frames=_FRAMES, stride=stride)
+    written = 0
     for path in recordings:
         recording = open_recording(path)
-        for stream in recorded_streams(recording, cut):
-            if not stream.posed:
-                raise RecordingError(f"{path}: no camera poses, which training needs")
-            clip = _in_shape(stream.clip)
+        scale = DepthScaleCheck()
+        for clip in _clips(recording, replace(cut, frames=_CHECKED)):
+            scale.add(clip)
+        scale.judge(recording.path)
+        for old in _clips_of(recording, folder):
+            old.unlink()
+        numbers = [int(file.stem.removeprefix("clip_")) for file in folder.glob("clip_*.npz")]
+        number = 1 + max(numbers, default=-1)
+        for clip in map(_in_shape, _clips(recording, cut)):
             if np.isfinite(clip.depth).any():  # one without teaches nothing, and is refused
-                _write(folder / f"clip_{number:06d}.npz", clip, recording.name)
+                _write(folder / f"clip_{number:06d}.npz", clip, recording)
                 number += 1
-    return number - first
+                written += 1
+    return written
 
 
 def recordings_of(folder: Path) -> list[str]:
     """Names of the recordings that the clips of a folder were cut from, for the model card."""
-    names = set()
-    for path in folder.glob("clip_*.npz"):
+    paths = folder.glob("clip_*.npz")
+    return sorted({str(_info(path).get("recording", path.stem)) for path in paths})
+
+
+def _clips(recording: Recording, cut: Cut) -> Iterator[Clip]:
+    for stream in recorded_streams(recording, cut):
+        if not stream.posed:
+            raise RecordingError(f"{recording.path}: no camera poses, which training needs")
+        yield stream.clip
+
+
+def _clips_of(recording: Recording, folder: Path) -> list[Path]:
+    """Files that were cut from this recording; by its name where they do not tell its path."""
+    found = []
+    for path in sorted(folder.glob("clip_*.npz")):
+        info = _info(path)
+        same_path = info.get("path") == str(recording.path.resolve())
+        if same_path or ("path" not in info and info.get("recording") == recording.name):
+            found.append(path)
+    return found
+
+
+def _info(path: Path) -> dict[str, Any]:
+    """What a clip file says of where it comes from; other files may say nothing."""
+    try:
         with np.load(path, allow_pickle=False) as clip:
-            info = json.loads(bytes(clip["info"])) if "info" in clip else {}
-        names.add(str(info.get("recording", path.stem)))
-    return sorted(names)
+            return dict(json.loads(bytes(clip["info"]))) if "info" in clip else {}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ClipError(f"{path}: not a readable clip ({error}); delete it") from error
 
 
 def _in_shape(clip: Clip) -> Clip:
@@ -66,8 +103,9 @@ def _in_shape(clip: Clip) -> Clip:
     return zoom(clip, ((width - wide) // 2, (height - high) // 2, wide, high), SIZE)
 
 
-def _write(path: Path, clip: Clip, recording: str) -> None:
+def _write(path: Path, clip: Clip, recording: Recording) -> None:
     poses = np.hstack([clip.poses[:, :3, 3], quaternions_of(clip.poses[:, :3, :3])])
+    info = {"recording": recording.name, "path": str(recording.path.resolve())}
     part = path.with_suffix(".part")
     try:
         with part.open("wb") as file:
@@ -77,7 +115,7 @@ def _write(path: Path, clip: Clip, recording: str) -> None:
                 depth=clip.depth.astype(np.float16),
                 poses=poses.astype(np.float32),
                 intrinsics=clip.intrinsics.astype(np.float32),
-                info=np.frombuffer(json.dumps({"recording": recording}).encode(), np.uint8),
+                info=np.frombuffer(json.dumps(info).encode(), np.uint8),
             )
         part.rename(path)
     finally:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 
@@ -13,7 +14,10 @@ from omnistream_ros.evaluation.data_sets import read_sintel_depth
 from omnistream_ros.evaluation.image_files import natural_key
 from omnistream_ros.evaluation.inspection import describe
 from omnistream_ros.evaluation.recordings import (
+    DepthFrame,
+    Recording,
     RecordingError,
+    RecordingInfo,
     Selection,
     open_recording,
     with_depth,
@@ -53,6 +57,53 @@ def test_tum(corridor) -> None:
     camera = next(open_recording(corridor).frames()).intrinsics
     assert camera is not None
     assert (camera.fx, camera.cx) == (60.0, 31.5)
+
+
+def depth_range(recording: Recording) -> str:
+    """What `omnistream inspect` says of the range of depth."""
+    (line,) = (x for x in describe(recording).splitlines() if x.startswith("depth range"))
+    return line.removeprefix("depth range ")
+
+
+def test_inspection_tells_the_range_of_depth(tmp_path) -> None:
+    folder = write_tum_folder(tmp_path / "corridor")
+    all_depth = np.stack([corridor_depth(index) for index in range(FRAMES)])
+    said = re.fullmatch(
+        r"median ([\d.]+) m, 5 to 95 % ([\d.]+) to ([\d.]+) m  \(of 8 depth images\)",
+        depth_range(open_recording(folder)),
+    )
+    assert said is not None
+    found = [float(said[n]) for n in (2, 1, 3)]
+    assert found == pytest.approx(np.percentile(all_depth, [5, 50, 95]), rel=0.03)
+    # Millimetres taken for metres are plain to see.
+    camera = folder / "camera.yaml"
+    camera.write_text(camera.read_text().replace("1000.0", "1.0"))
+    assert re.match(r"median 3\d\d0 m, ", depth_range(open_recording(folder)))
+    for file in (folder / "depth").iterdir():
+        write_image(file, np.zeros(SIZE, np.uint16))
+    assert depth_range(open_recording(folder)) == "no valid pixel in 8 depth images"
+
+
+@pytest.mark.parametrize(("count", "read", "used"), [(3, 3, 3), (20, 15, 8), (1000, 176, 8)])
+def test_inspection_reads_the_beginning_of_what_cannot_be_skipped(
+    count: int, read: int, used: int
+) -> None:
+    decoded = []
+
+    class Bag(Recording):
+        def info(self) -> RecordingInfo:
+            return RecordingInfo("bag", "/image", depth="/depth", depths=count)
+
+        def frames(self):
+            return iter(())
+
+        def depths(self):
+            for index in range(count):
+                decoded.append(index)
+                yield DepthFrame(index, np.full(SIZE, 1 + index, np.float32))
+
+    assert f"(of {used} depth images)" in depth_range(Bag(Path("bag")))
+    assert len(decoded) == read
 
 
 def test_bonn_is_a_tum_folder_with_its_own_limits(tmp_path) -> None:

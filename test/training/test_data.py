@@ -11,11 +11,13 @@ import torch
 from scipy.ndimage import map_coordinates
 from tiny_clips import plane_clip, write_clip
 
+from omnistream_ros.training import data
 from omnistream_ros.training.augment import AugmentSettings, augment, mirror, roll, zoom
 from omnistream_ros.training.data import (
     Clip,
     ClipError,
     ClipSampler,
+    NoDepthError,
     TooShortError,
     choose_frames,
     collate,
@@ -190,6 +192,19 @@ def test_roll_refuses_oblong_pixels() -> None:
         roll(oblong, 5.0)
 
 
+def test_augmentation_leaves_oblong_pixels_upright() -> None:
+    """And draws the same numbers as for square ones."""
+    clip = plane_clip(seed=6, frames=2)
+    oblong = Clip(clip.rgb, clip.depth, clip.poses, clip.intrinsics * [1, 1.1, 1, 1])
+    settings = AugmentSettings(roll_probability=1, mirror_probability=0, photometric=False)
+    one, other = np.random.default_rng(1), np.random.default_rng(1)
+    same = augment(oblong, one, settings)
+    np.testing.assert_array_equal(same.rgb, clip.rgb)
+    np.testing.assert_array_equal(same.intrinsics, oblong.intrinsics)
+    assert (augment(clip, other, settings).rgb != clip.rgb).any()
+    assert one.random() == other.random()
+
+
 def test_mirror_twice_is_the_original() -> None:
     clip = plane_clip(seed=4, frames=3)
     twice = mirror(mirror(clip))
@@ -248,6 +263,61 @@ def test_short_takes_are_not_refused_for_long_clips(tmp_path: Path) -> None:
     sampler.refresh()
     sampler.lengths, sampler.weights = np.array([4]), np.ones(1)
     with pytest.raises(ClipError, match="none with a take of 4 frames"):
+        sampler.batch(0)
+
+
+def _with_gap(folder: Path) -> Path:
+    """A clip of 12 frames of which the first has depth, the others have none."""
+    clip = plane_clip(seed=1, frames=12)
+    clip.depth[1:] = np.nan
+    write_clip(folder / "clip_000001.npz", clip)
+    return folder / "clip_000001.npz"
+
+
+def test_frames_without_depth_are_told_from_a_clip_without(tmp_path: Path) -> None:
+    path = _with_gap(tmp_path)
+    assert len(read_clip(path, lambda bounds: np.arange(3))) == 3
+    with pytest.raises(NoDepthError, match=r"clip_000001\.npz: not one pixel of the frames chosen"):
+        read_clip(path, lambda bounds: np.arange(1, 4))
+    clip = plane_clip(seed=1, frames=4)
+    clip.depth[:] = np.nan
+    write_clip(path, clip)
+    for choose in (None, lambda bounds: np.arange(3)):
+        with pytest.raises(ClipError, match="not one pixel has") as caught:
+            read_clip(path, choose)
+        assert not isinstance(caught.value, NoDepthError)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.9])
+def test_frames_without_depth_are_drawn_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    """Of a recorded clip too, which must be readable otherwise."""
+    path = _with_gap(tmp_path)
+    sampler = ClipSampler(
+        tmp_path,
+        seed=0,
+        frames_per_step=4,
+        lengths={2: 1},
+        settings=AugmentSettings(),
+        recorded=tmp_path,
+        recorded_share=share,
+    )
+    sampler.refresh()
+    for step in range(5):
+        known = torch.isfinite(sampler.batch(step).depth).flatten(2).any(dim=2)  # (B, T)
+        assert known.any(dim=1).all()
+    assert not sampler.refused
+    monkeypatch.setattr(data, "_DRAWS", 20)
+    sampler.lengths = np.array([13])
+    with pytest.raises(ClipError, match=r"20 clips drawn, none with a take of 13 .*\(20 too short"):
+        sampler.batch(0)
+    clip = plane_clip(seed=1, frames=40)
+    clip.depth[:39] = np.nan
+    write_clip(path, clip)
+    monkeypatch.setattr(data, "_DRAWS", 1)
+    sampler.lengths = np.array([1])
+    with pytest.raises(ClipError, match=r"none with a take of 1 frames and depth.* 1 without"):
         sampler.batch(0)
 
 

@@ -18,7 +18,7 @@ from omnistream_ros.evaluation.recordings import (
 from omnistream_ros.evaluation.trajectory import Trajectory
 from omnistream_ros.stream.frame import Frame, Intrinsics
 from omnistream_ros.training import recorded_clips
-from omnistream_ros.training.data import find_clips, read_clip
+from omnistream_ros.training.data import ClipError, find_clips, read_clip
 from omnistream_ros.training.recorded_clips import SIZE, recordings_of, write_recorded_clips
 
 CAMERA = Intrinsics(300.0, 300.0, 330.0, 170.0, 640, 360)
@@ -68,10 +68,9 @@ def recording(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> TiltedPlane:
 
 def test_clips_show_the_plane_that_was_recorded(recording: TiltedPlane, tmp_path: Path) -> None:
     assert write_recorded_clips([recording.path], tmp_path / "clips", stride=3) == 2
-    assert write_recorded_clips([recording.path], tmp_path / "clips", stride=3) == 2
     names = find_clips(tmp_path / "clips")
-    assert names == [f"clip_{n:06d}.npz" for n in range(4)], "a second call adds"
-    clips = [read_clip(tmp_path / "clips" / name) for name in names[:2]]
+    assert names == [f"clip_{n:06d}.npz" for n in range(2)]
+    clips = [read_clip(tmp_path / "clips" / name) for name in names]
     assert [len(clip) for clip in clips] == [24, 6], "every third of 90 frames"
     for clip in clips:
         assert clip.rgb.shape[1:3] == SIZE[::-1]
@@ -83,6 +82,58 @@ def test_clips_show_the_plane_that_was_recorded(recording: TiltedPlane, tmp_path
     assert recordings_of(tmp_path / "clips") == ["plane"]
     numbers = np.concatenate([clip.rgb[:, 0, 0, 0] for clip in clips])
     np.testing.assert_array_equal(numbers, np.arange(0, 90, 3))
+
+
+def _paint(folder: Path, shade: int) -> None:
+    """Fills the clips of a folder with one grey, which tells them from those written later."""
+    for path in folder.glob("clip_*.npz"):
+        with np.load(path) as stored:
+            arrays = dict(stored)
+        np.savez(path, **{**arrays, "rgb": np.full_like(arrays["rgb"], shade)})
+
+
+def test_clips_of_a_recording_are_replaced_and_others_stay(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(recorded_clips, "open_recording", TiltedPlane)
+    clips, (one, other) = tmp_path / "clips", (tmp_path / name / "plane" for name in "ab")
+    for path in (one, other, tmp_path / "wall"):
+        path.mkdir(parents=True)
+    assert write_recorded_clips([one, other], clips, stride=3) == 4, "two of the same name"
+    _paint(clips, 255)
+    # The path is the same however it is written, and the folder is numbered on.
+    assert write_recorded_clips([one / ".." / "plane", tmp_path / "wall"], clips, stride=3) == 4
+    names = find_clips(clips)
+    assert names == [f"clip_{number:06d}.npz" for number in range(2, 8)]
+    old = [(read_clip(clips / name).rgb == 255).all() for name in names]
+    assert old == [True] * 2 + [False] * 4
+    assert recordings_of(clips) == ["plane", "wall"]
+
+
+def test_clips_that_tell_no_path_are_replaced_by_name(
+    recording: TiltedPlane, tmp_path: Path
+) -> None:
+    write_recorded_clips([recording.path], tmp_path, stride=3)
+    for number, info in enumerate((b'{"recording": "plane"}', b'{"recording": "wall"}', b"{}")):
+        with np.load(tmp_path / "clip_000000.npz") as stored:
+            arrays = {**stored, "info": np.frombuffer(info, np.uint8)}
+        np.savez(tmp_path / f"clip_{10 + number:06d}.npz", **arrays)
+    write_recorded_clips([recording.path], tmp_path, stride=3)
+    assert find_clips(tmp_path) == [f"clip_{number:06d}.npz" for number in (11, 12, 13, 14)]
+    (tmp_path / "clip_000020.npz").write_bytes(b"not a zip")
+    with pytest.raises(ClipError, match=r"clip_000020\.npz: not a readable clip .* delete it"):
+        write_recorded_clips([recording.path], tmp_path)
+
+
+def test_a_recording_that_is_refused_leaves_its_clips(
+    recording: TiltedPlane, tmp_path: Path
+) -> None:
+    write_recorded_clips([recording.path], tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    recording.depth_of = ()
+    with pytest.raises(RecordingError, match="no depth image belongs"):
+        write_recorded_clips([recording.path], tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
 def test_frames_without_a_pose_are_left_out(recording: TiltedPlane, tmp_path: Path) -> None:
