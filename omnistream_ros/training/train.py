@@ -34,7 +34,7 @@ from omnistream_ros.model.sentence_encoder import WIDTH
 from omnistream_ros.training.bfloat16 import keep_depthwise_in_float32
 from omnistream_ros.training.curve import LossTable
 from omnistream_ros.training.data import Batch, Clip, ClipSampler, validation_clips
-from omnistream_ros.training.export import PRETRAINED_RECORD, export_weights
+from omnistream_ros.training.export import MATCHING_RECORD, PRETRAINED_RECORD, export_weights
 from omnistream_ros.training.held_out import HeldOutScore, clips_of_recordings, score_clips
 from omnistream_ros.training.losses import total_loss
 from omnistream_ros.training.objectives import Objectives
@@ -363,6 +363,7 @@ class Trainer:
             "clips": len(self.sampler.names),
             "recorded": sorted({*p.before.get("recorded", []), *own}),
             "pretrained": p.before.get("pretrained", s.pretrained),
+            **{k: v for k, v in p.before.items() if k == MATCHING_RECORD and v is not None},
             "held_out": {name: value for name, value in p.best.items() if name != "judge"},
             **({"judge": self._judge_name()} if s.held_out else {}),
         }
@@ -410,6 +411,7 @@ def _behind(card: ModelCard) -> dict[str, Any]:
         **counts,
         "recorded": list(card.training.get("recorded", [])),
         "pretrained": PRETRAINED_RECORD in card.training,
+        MATCHING_RECORD: card.training.get(MATCHING_RECORD),
     }
 
 

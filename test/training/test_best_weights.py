@@ -150,7 +150,11 @@ def test_what_the_first_weights_were_trained_on_is_told_and_cannot_judge(
 def test_the_card_counts_what_the_first_weights_had_behind_them(
     settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = _weights(tmp_path / "start.safetensors", {"steps": 4, "frames": 60, "hours": 1.5})
+    head = {"steps": 7, "clips": 3}  # trained apart, on features that stay
+    start = _weights(
+        tmp_path / "start.safetensors",
+        {"steps": 4, "frames": 60, "hours": 1.5, "matching head": head},
+    )
     _given_scores(monkeypatch, [0.1, 0.2, 0.3, 0.4])
     settings = replace(settings, start_from=start, judge_period=2, output=None)
     Trainer(TINY, replace(settings, steps=2), report=_quiet).run()
@@ -162,6 +166,7 @@ def test_the_card_counts_what_the_first_weights_had_behind_them(
     assert training["steps"] == 4 + 6
     assert training["frames"] == 60 + trainer.progress.frames
     assert training["hours"] == pytest.approx(1.5, abs=0.1)
+    assert training["matching head"] == head
 
 
 def test_a_language_head_that_is_not_trained_is_left_out(
