@@ -25,7 +25,7 @@ from omnistream_ros.stream.keyframes import Keyframe, View, make_keyframe, proje
 _KEPT = 24
 # What those that went said about the size of the room counts like so many of those that are kept.
 # The network is wrong about a whole corner at a time, and the way to another corner keeps the size.
-_REMEMBERED = 48
+_REMEMBERED = 24
 # A new keyframe is matched with this many others, and adjusted together with this many at most.
 _LINKS = 3
 _ADJUSTED = 6
