@@ -50,7 +50,7 @@ class Running(nn.Module):
     def update(self, name: str, values: Tensor) -> None:
         """Moves a mean towards that of values (N, ...); the first time, all the way."""
         mean = getattr(self, name)
-        mean.lerp_(values.mean(dim=0), 1 - CENTER_MOMENTUM if mean.any() else 1.0)
+        mean.lerp_(values.float().mean(dim=0), 1 - CENTER_MOMENTUM if mean.any() else 1.0)
 
 
 class SelfDistillation(nn.Module):

@@ -81,6 +81,18 @@ TERMS = {
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_each_computes_under_autocast_to_bfloat16(name: str) -> None:
+    model, batch = _model(), _batch()
+    objectives = _objectives(model, **{name: 1.0})
+    with torch.autocast("cpu", torch.bfloat16):
+        patches = model.backbone.forward_clip(batch.pixels).patches
+        loss, parts = objectives.losses(model, copy.deepcopy(model), batch, patches, 0)
+    loss.backward()
+    assert set(parts) == TERMS[name]
+    assert all(torch.isfinite(value) for value in parts.values())
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_each_falls_on_an_overfit_batch_and_reaches_the_backbone(name: str) -> None:
     model, batch = _model(), _batch()
     average = copy.deepcopy(model).eval().requires_grad_(False)
