@@ -136,7 +136,7 @@ def write_tensors(
 
 def locate(source: str | Path) -> tuple[Path, Path | None]:
     """The weights, and the config.json beside them where the layout is the released one."""
-    if source in NAMED_CONFIGS:
+    if str(source) in NAMED_CONFIGS:
         file = DATA / f"{source}.safetensors"
         if not file.is_file():
             raise ModelError(

@@ -45,8 +45,8 @@ class OpenVocabulary:
         """
         if model.language_head is None:
             raise ValueError(
-                f"{model.config.name} has no language head: train it with clips that know their "
-                "objects (omnistream train --language 0.2)"
+                f"these weights of {model.config.name} have no language head: give them one "
+                "(omnistream train-language), or train with it (omnistream train --language 0.2)"
             )
         if len(words) < 2:
             raise ValueError(f"give two words or more to choose among, got {list(words)}")

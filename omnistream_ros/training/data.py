@@ -148,7 +148,10 @@ def _valid_depth(depth: NDArray[np.floating]) -> NDArray[np.float32]:
 def find_clips(folder: Path) -> list[str]:
     """Names of the clip files in `folder`, in the order of their numbers."""
     if not folder.is_dir():
-        raise ClipError(f"no folder {folder}: render clips first (omnistream render --help)")
+        raise ClipError(
+            f"no folder {folder}: render clips first (omnistream render), or cut them from "
+            "recordings (omnistream clips)"
+        )
     numbered = [
         (int(m[1]), p.name) for p in folder.iterdir() if (m := _CLIP_NAME.fullmatch(p.name))
     ]

@@ -47,7 +47,8 @@ def write_recorded_clips(recordings: list[Path], folder: Path, stride: int = 1) 
     for path in recordings:
         recording = open_recording(path)
         scale = DepthScaleCheck()
-        for clip in _clips(recording, replace(cut, frames=_CHECKED)):
+        # All frames, whatever is kept of them: neighbours must see the same.
+        for clip in _clips(recording, replace(cut, frames=_CHECKED, stride=1)):
             scale.add(clip)
         scale.judge(recording.path)
         for old in _clips_of(recording, folder):

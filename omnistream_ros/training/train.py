@@ -12,10 +12,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -225,8 +227,21 @@ class Trainer:
         self._save()  # first, for who ends a training may not wait for a judgement
         if self.team.leads and (p.step % s.judge_period or score is None):
             score = self._judge(held_out)
+        if self.team.leads:
+            self._leave_weights(judged=bool(held_out))
         self._save()
         return score
+
+    def _leave_weights(self, judged: bool) -> None:
+        """Sees to it that a run leaves a file: the last weights where nothing judges them, and
+        those of the run in an output file that is not there."""
+        s, best = self.settings, self.settings.run / "best.safetensors"
+        if not judged:
+            export_weights(best, self.average, self._record())
+        if s.output is not None and best.exists() and not s.output.exists():
+            s.output.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(best, s.output)
+            self.report(f"{s.output}: {'the best' if judged else 'the last'} weights of the run")
 
     def _agree(self, seconds: float) -> tuple[float, bool]:
         """Time spent and whether to stop, as all processes see it; clips that one of them could
@@ -319,7 +334,10 @@ class Trainer:
         """Scores the averaged weights and keeps them when they are the best so far."""
         self.table.draw()
         if not held_out:
-            self.report("no held-out clip of 16 frames yet: weights are not judged")
+            self.report(
+                "no held-out clip of 16 frames (render more, or give --held-out): weights are not "
+                "judged"
+            )
             return None
         s, p = self.settings, self.progress
         score = score_clips(self.average, held_out)
@@ -409,10 +427,16 @@ def _behind(card: ModelCard) -> dict[str, Any]:
     counts = {name: card.training.get(name, 0) for name in ("steps", "frames", "hours")}
     return {
         **counts,
-        "recorded": list(card.training.get("recorded", [])),
+        "recorded": sorted({*card.training.get("recorded", []), *_recordings_of_heads(card)}),
         "pretrained": PRETRAINED_RECORD in card.training,
         MATCHING_RECORD: card.training.get(MATCHING_RECORD),
     }
+
+
+def _recordings_of_heads(card: ModelCard) -> list[str]:
+    """What `omnistream train-heads` has trained on."""
+    heads = card.training.get("heads", {})
+    return [Path(path).resolve().name for path in heads.get("recordings", [])]
 
 
 def _say_nothing(line: str) -> None:

@@ -222,7 +222,8 @@ class HeadTrainer:
         card = replace(
             self.card,
             training={**self.card.training, "heads": heads},
-            accuracy={**self.card.accuracy, f"heads, {frames} frames held out ({of})": best},
+            # What was measured before was measured with other heads.
+            accuracy={f"heads, {frames} frames held out ({of})": best},
             storage_dtype=s.storage or self.card.storage_dtype,
         )
         s.output.parent.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,7 @@ def test_frames_are_labelled_and_drawn(recording: Path, tmp_path: Path) -> None:
     assert list(shares) == list(WORDS)
     assert sum(shares.values()) == pytest.approx(1)
     picture = cv2.imread(str(target))
-    assert picture.shape[1] == 2 * 2 * 320  # two frames side by side, each beside its labels
+    assert picture.shape[1] == 2 * (2 * 320 + 12)  # two frames, each beside its labels
     assert picture.shape[0] > 2 * 240  # three frames are two rows, and the legend
 
 
@@ -60,12 +60,13 @@ def test_colours_follow_the_words_and_how_sure_it_is() -> None:
     indices = np.array([[0, 1], [1, 2]])
     sure = LabelledFrame(image, indices, np.ones((2, 2)))
     unsure = LabelledFrame(image, indices, np.full((2, 2), 0.05))
-    left = draw([sure], WORDS)[:240, 320:640].astype(int)
-    pale = draw([unsure], WORDS)[:240, 320:640].astype(int)
+    left = draw([sure], WORDS)[6:246, 326:646].astype(int)
+    pale = draw([unsure], WORDS)[6:246, 326:646].astype(int)
     corners = [left[10, 10], left[10, 310], left[230, 10], left[230, 310]]
     assert (corners[1] == corners[2]).all()
     assert all(abs(a - b).max() > 60 for a, b in zip(corners[:2], corners[2:], strict=True))
-    assert abs(pale - 100).max() < 15, "an undecided patch keeps the picture's own grey"
+    own = 60 + 100 * 195 / 255
+    assert abs(pale - own).max() < 15, "an undecided patch keeps the picture's own grey"
 
 
 def test_what_is_missing_is_said(recording: Path, tmp_path: Path) -> None:
@@ -73,11 +74,10 @@ def test_what_is_missing_is_said(recording: Path, tmp_path: Path) -> None:
         label_recording(
             recording, WORDS, tmp_path / "x.png", model=_model(tmp_path, 0), encoder=_encoder
         )
-    with pytest.raises(OSError, match="cannot be written"):
+    model = _model(tmp_path, 8)
+    with pytest.raises(ValueError, match=r"x\.tiff: a picture is"):
+        label_recording(recording, WORDS, tmp_path / "x.tiff", model=model, encoder=_encoder)
+    with pytest.raises(ValueError, match="given twice: wall"):
         label_recording(
-            recording,
-            WORDS,
-            tmp_path / "missing" / "x.png",
-            model=_model(tmp_path, 8),
-            encoder=_encoder,
+            recording, ["wall", "wall"], tmp_path / "x.png", model=model, encoder=_encoder
         )

@@ -169,6 +169,35 @@ def test_the_card_counts_what_the_first_weights_had_behind_them(
     assert training["matching head"] == head
 
 
+def test_recordings_of_heads_cannot_judge_either(settings: TrainSettings, tmp_path: Path) -> None:
+    kitchen = write_tum_recording(tmp_path / "kitchen", plane_clip(seed=7, frames=4))
+    heads = {"recordings": [str(tmp_path / "kitchen")]}  # as `omnistream train-heads` writes it
+    start = _weights(tmp_path / "s.safetensors", {"heads": heads})
+    with pytest.raises(ValueError, match=r"kitchen: held out, but .*s\.safetensors has been"):
+        Trainer(TINY, replace(settings, start_from=start, held_out=(kitchen,)), report=_quiet)
+
+
+def test_a_run_that_nothing_judges_leaves_its_last_weights(
+    settings: TrainSettings, tmp_path: Path
+) -> None:
+    assert settings.output is not None
+    folder = tmp_path / "unjudged"
+    folder.mkdir()
+    write_clip(folder / "clip_000001.npz", plane_clip(seed=1, frames=16))
+    said: list[str] = []
+    Trainer(TINY, replace(settings, clips=folder, steps=2), report=said.append).run()
+    assert load_model(settings.output)[1].training["steps"] == 2
+    assert any("render more" in line for line in said)
+    assert any("the last weights of the run" in line for line in said)
+
+
+def test_an_output_that_is_asked_for_later_is_written(settings: TrainSettings) -> None:
+    assert settings.output is not None
+    Trainer(TINY, replace(settings, steps=5, output=None), report=_quiet).run()
+    Trainer(TINY, replace(settings, steps=5), report=_quiet).run()
+    assert settings.output.read_bytes() == (settings.run / "best.safetensors").read_bytes()
+
+
 def test_a_language_head_that_is_not_trained_is_left_out(
     settings: TrainSettings, tmp_path: Path
 ) -> None:
