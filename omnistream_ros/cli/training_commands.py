@@ -9,17 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omnistream_ros.cli.arguments import add_command, count, positive
-
-GEOMETRIC_TERMS = (
-    "log_l1",
-    "scale_invariant",
-    "gradient",
-    "confidence",
-    "rays",
-    "translation",
-    "rotation",
-    "field_of_view",
-)
+from omnistream_ros.training.loss_terms import GEOMETRIC_TERMS
 
 
 def declare(commands: Any) -> None:

@@ -9,18 +9,12 @@ from pathlib import Path
 from statistics import fmean
 
 from omnistream_ros.training.held_out import HeldOutScore
+from omnistream_ros.training.loss_terms import GEOMETRIC_TERMS
 from omnistream_ros.training.objectives import TERMS as OBJECTIVE_TERMS
 
 _TERMS = [
     "loss",
-    "log_l1",
-    "scale_invariant",
-    "gradient",
-    "confidence",
-    "rays",
-    "translation",
-    "rotation",
-    "field_of_view",
+    *GEOMETRIC_TERMS,
     "step_translation",
     "step_rotation",
     *OBJECTIVE_TERMS,

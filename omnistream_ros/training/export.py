@@ -66,6 +66,19 @@ def export_weights(path: Path, model: OmniStream, record: dict[str, Any]) -> Non
     save_model(path, whole, card)
 
 
+def training_behind(card: ModelCard) -> dict[str, Any]:
+    """What weights have behind them, by their card: the part that a further training inherits."""
+    heads = card.training.get("heads", {})  # as `omnistream train-heads` tells of them
+    of_heads = [Path(path).resolve().name for path in heads.get("recordings", [])]
+    counts = {name: card.training.get(name, 0) for name in ("steps", "frames", "hours")}
+    return {
+        **counts,
+        "recorded": sorted({*card.training.get("recorded", []), *of_heads}),
+        "pretrained": PRETRAINED_RECORD in card.training,
+        MATCHING_RECORD: card.training.get(MATCHING_RECORD),
+    }
+
+
 def _data(record: dict[str, Any]) -> str:
     recorded = record.get("recorded")
     if not recorded:

@@ -11,33 +11,29 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
-import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from omnistream_ros.model import (
-    ModelCard,
     ModelConfig,
-    ModelError,
     OmniStream,
     Prediction,
     build_model,
     load_model,
 )
 from omnistream_ros.model.sentence_encoder import WIDTH
+from omnistream_ros.training.best_weights import BestWeights, judge_name
 from omnistream_ros.training.bfloat16 import keep_depthwise_in_float32
 from omnistream_ros.training.curve import LossTable
-from omnistream_ros.training.data import Batch, Clip, ClipSampler, validation_clips
-from omnistream_ros.training.export import MATCHING_RECORD, PRETRAINED_RECORD, export_weights
-from omnistream_ros.training.held_out import HeldOutScore, clips_of_recordings, score_clips
+from omnistream_ros.training.data import Batch, ClipSampler
+from omnistream_ros.training.export import MATCHING_RECORD, training_behind
+from omnistream_ros.training.held_out import HeldOutScore
 from omnistream_ros.training.losses import total_loss
 from omnistream_ros.training.objectives import Objectives
 from omnistream_ros.training.optimise import follow, learning_rate_factor, stop_at_non_finite
@@ -85,7 +81,7 @@ class Trainer:
         if settings.start_from is not None:
             self.model, card = load_model(settings.start_from)
             self.model.requires_grad_(True)
-            before = _behind(card)
+            before = training_behind(card)
             _keep_apart(
                 settings, before["recorded"], f"{settings.start_from} has been trained on it"
             )
@@ -195,16 +191,16 @@ class Trainer:
     def run(self) -> HeldOutScore | None:
         """Trains to the end (or until `stop` is set) and returns the last held-out score."""
         s, p = self.settings, self.progress
-        if s.held_out:
-            held_out = clips_of_recordings(s.held_out, self.model.config, length=16)
-        else:
-            held_out = validation_clips(s.clips, limit=s.validation_count, length=16)
+        best: BestWeights | None = None  # the first process alone judges
+        if self.team.leads:
+            best = BestWeights(self.average, s, p, self.table, self._record, self.report)
+            if not p.step:
+                best.judge_beginning()
         score, started, spoken = None, self.clock(), self.clock()
         seconds_before, frames_before = p.seconds, p.frames
-        if not p.step and self.team.leads:
-            self._judge_what_is_there(held_out)
         # A run that has ended for want of patience does not go on by being started again.
-        stopping = bool(self.team.largest(self.stop.is_set() or self._out_of_patience())[0])
+        ending = best is not None and best.out_of_patience()
+        stopping = bool(self.team.largest(self.stop.is_set() or ending)[0])
         while self._fraction_done() < 1 and not stopping:
             sizes = s.coarse_sizes if self._fraction_done() < s.coarse_part else s.full_sizes
             batch = self.sampler.batch(p.step, sizes, (self.team.rank, self.team.size))
@@ -219,29 +215,19 @@ class Trainer:
                     self._speak((p.frames - frames_before) / (now - started))
             judging = p.step % s.judge_period == 0
             if judging:  # before the state is saved, which knows the best so far
-                if self.team.leads:
-                    score = self._judge(held_out)
-                stopping = bool(self.team.largest(stopping or self._out_of_patience())[0])
+                if best is not None:
+                    score = best.judge()
+                    ending = best.out_of_patience()
+                stopping = bool(self.team.largest(stopping or ending)[0])
             if judging or p.step % s.save_period == 0:
                 self._save()
         self._save()  # first, for who ends a training may not wait for a judgement
-        if self.team.leads and (p.step % s.judge_period or score is None):
-            score = self._judge(held_out)
-        if self.team.leads:
-            self._leave_weights(judged=bool(held_out))
+        if best is not None:
+            if p.step % s.judge_period or score is None:
+                score = best.judge()
+            best.leave()
         self._save()
         return score
-
-    def _leave_weights(self, judged: bool) -> None:
-        """Sees to it that a run leaves a file: the last weights where nothing judges them, and
-        those of the run in an output file that is not there."""
-        s, best = self.settings, self.settings.run / "best.safetensors"
-        if not judged:
-            export_weights(best, self.average, self._record())
-        if s.output is not None and best.exists() and not s.output.exists():
-            s.output.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(best, s.output)
-            self.report(f"{s.output}: {'the best' if judged else 'the last'} weights of the run")
 
     def _agree(self, seconds: float) -> tuple[float, bool]:
         """Time spent and whether to stop, as all processes see it; clips that one of them could
@@ -308,67 +294,6 @@ class Trainer:
             f"{100 * self._fraction_done():.1f} %, {remaining / 60:.0f} min remaining"
         )
 
-    def _judge_what_is_there(self, held_out: list[Clip]) -> None:
-        """Scores the file that the best weights would replace, for only better ones shall, and the
-        weights to begin with."""
-        s = self.settings
-        if s.output is not None and s.output.exists() and held_out:
-            try:
-                there = load_model(s.output)[0]
-            except ModelError as error:
-                self.report(f"{error}; it will be replaced")
-            else:
-                if there.depth_head is not None:
-                    score = score_clips(there, held_out)
-                    self.progress.there = self._judged(score, held_out)
-                    self.report(f"{s.output}, held-out clips: {score}")
-        if s.start_from is not None:
-            self._judge(held_out)
-
-    def _judged(self, score: HeldOutScore, held_out: list[Clip]) -> dict[str, Any]:
-        """A score with its step, and by what it was judged."""
-        judges = {"clips": len(held_out), "judge": self._judge_name()}
-        return {"step": self.progress.step, **judges, **score.as_dict()}
-
-    def _judge(self, held_out: list[Clip]) -> HeldOutScore | None:
-        """Scores the averaged weights and keeps them when they are the best so far."""
-        self.table.draw()
-        if not held_out:
-            self.report(
-                "no held-out clip of 16 frames (render more, or give --held-out): weights are not "
-                "judged"
-            )
-            return None
-        s, p = self.settings, self.progress
-        score = score_clips(self.average, held_out)
-        self.table.add_score(p.step, score)
-        found = self._judged(score, held_out)
-        mark = ""
-        # By delta: AbsRel forgives too near more than too far, and would reward a bias.
-        if score.delta_1 > _comparable(p.best, found):
-            p.best = found
-            better = s.output is not None and score.delta_1 > _comparable(p.there, found)
-            for path in filter(None, (s.run / "best.safetensors", s.output if better else None)):
-                export_weights(path, self.average, self._record())
-            mark = "  (best so far)"
-        self.report(f"step {p.step}  held-out clips: {score}{mark}")
-        return score
-
-    def _out_of_patience(self) -> bool:
-        """Whether to end the run; false in all processes but the first, which alone judges."""
-        s, p = self.settings, self.progress
-        if s.patience is None or "step" not in p.best or not self.team.leads:
-            return False
-        judgements = (p.step - p.best["step"]) // s.judge_period
-        if judgements < s.patience:
-            return False
-        self.report(f"no better than step {p.best['step']} in {judgements} judgements: ended")
-        return True
-
-    def _judge_name(self) -> str:
-        names = ", ".join(path.resolve().name for path in self.settings.held_out)
-        return f"clips of {names}, by which the weights were chosen" if names else "rendered clips"
-
     def _record(self) -> dict[str, object]:
         """What the model card says about the training, that of its first weights counted in."""
         p, s = self.progress, self.settings
@@ -383,7 +308,7 @@ class Trainer:
             "pretrained": p.before.get("pretrained", s.pretrained),
             **{k: v for k, v in p.before.items() if k == MATCHING_RECORD and v is not None},
             "held_out": {name: value for name, value in p.best.items() if name != "judge"},
-            **({"judge": self._judge_name()} if s.held_out else {}),
+            **({"judge": judge_name(s)} if s.held_out else {}),
         }
 
     def _save(self) -> None:
@@ -404,39 +329,12 @@ class Trainer:
             )
 
 
-def _comparable(old: dict[str, Any], new: dict[str, Any]) -> float:
-    """The delta of an old score; -inf where it cannot be compared with the new one.
-
-    Rendering may have added held-out clips since, or a resumed run been given other recordings.
-    """
-    if any(old.get(name) != new[name] for name in ("clips", "judge")):
-        return -math.inf
-    return float(old["delta_1"])
-
-
 def _keep_apart(settings: TrainSettings, trained_on: Sequence[str], why: str) -> None:
     """ValueError when a recording that judges has been, or will be, trained on."""
     if both := set(trained_on) & {path.resolve().name for path in settings.held_out}:
         raise ValueError(
             f"{', '.join(sorted(both))}: held out, but {why}; hold out another recording"
         )
-
-
-def _behind(card: ModelCard) -> dict[str, Any]:
-    """What weights have behind them, by their card."""
-    counts = {name: card.training.get(name, 0) for name in ("steps", "frames", "hours")}
-    return {
-        **counts,
-        "recorded": sorted({*card.training.get("recorded", []), *_recordings_of_heads(card)}),
-        "pretrained": PRETRAINED_RECORD in card.training,
-        MATCHING_RECORD: card.training.get(MATCHING_RECORD),
-    }
-
-
-def _recordings_of_heads(card: ModelCard) -> list[str]:
-    """What `omnistream train-heads` has trained on."""
-    heads = card.training.get("heads", {})
-    return [Path(path).resolve().name for path in heads.get("recordings", [])]
 
 
 def _say_nothing(line: str) -> None:

@@ -106,12 +106,22 @@ def test_a_broken_file_in_the_way_is_replaced_with_a_word(settings: TrainSetting
     assert any("it will be replaced" in line for line in said)
 
 
-def test_only_the_first_process_loses_its_patience(settings: TrainSettings) -> None:
-    trainer = Trainer(TINY, replace(settings, patience=1), report=_quiet)
-    trainer.progress.best, trainer.progress.step = {"step": 0}, 10
-    assert trainer._out_of_patience()
-    trainer.team = Team(rank=1)
-    assert not trainer._out_of_patience(), "the others do not know what the first one has judged"
+class Follower(Team):
+    """A process that is not the first of its team."""
+
+    leads = False  # type: ignore[assignment]
+
+
+def test_only_the_first_process_loses_its_patience(
+    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another one knows of the best is as old as the state that it began with."""
+    _given_scores(monkeypatch, [0.5, 0.4])
+    for team, steps in ((Follower(), 20), (Team(), 10)):
+        trainer = Trainer(TINY, replace(settings, patience=1), report=_quiet, team=team)
+        trainer.progress.best = {"step": 0}
+        trainer.run()
+        assert trainer.progress.step == steps
 
 
 def test_a_run_that_lost_patience_stays_ended(
@@ -189,6 +199,11 @@ def test_a_run_that_nothing_judges_leaves_its_last_weights(
     assert load_model(settings.output)[1].training["steps"] == 2
     assert any("render more" in line for line in said)
     assert any("the last weights of the run" in line for line in said)
+    # Further on, nothing says that they are better than what now stands there.
+    Trainer(TINY, replace(settings, clips=folder, steps=4), report=said.append).run()
+    assert load_model(settings.output)[1].training["steps"] == 2
+    assert load_model(settings.run / "best.safetensors")[1].training["steps"] == 4
+    assert any("stays as it is" in line for line in said)
 
 
 def test_an_output_that_is_asked_for_later_is_written(settings: TrainSettings) -> None:

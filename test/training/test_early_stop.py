@@ -13,6 +13,7 @@ from tiny_recordings import write_tum_recording
 
 from omnistream_ros.evaluation.recordings import RecordingError
 from omnistream_ros.model import ModelConfig, load_model
+from omnistream_ros.training import best_weights
 from omnistream_ros.training import train as training
 from omnistream_ros.training.held_out import HeldOutScore, clips_of_recordings
 from omnistream_ros.training.recorded_clips import write_recorded_clips
@@ -70,7 +71,7 @@ def _given_scores(monkeypatch: pytest.MonkeyPatch, deltas: list[float]) -> list[
         shown.append(len(clips))
         return HeldOutScore(0.5, 0.5, deltas[min(len(shown), len(deltas)) - 1], 0.5)
 
-    monkeypatch.setattr(training, "score_clips", score)
+    monkeypatch.setattr(best_weights, "score_clips", score)
     return shown
 
 
