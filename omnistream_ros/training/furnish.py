@@ -71,7 +71,7 @@ class Furnisher:
     def furnish(self) -> list[Item]:
         """Carry out the plan of the room's kind, then rugs, wall objects and clutter."""
         rng = self.rng
-        density = rng.uniform(0.5, 1.2)
+        density = rng.uniform(0.6, 1.6)
         for role, where, fewest, most in PLANS[self.room.kind]:
             count = int(np.ceil(density * rng.integers(fewest, most + 1)))
             getattr(self, f"_place_{where}")(role, count)
@@ -99,9 +99,11 @@ class Furnisher:
         tint = (1.0, 1.0, 1.0)
         if rng.random() < 0.5:
             value, saturation = rng.uniform(0.6, 1.3), rng.choice([0.15, 0.6])
+            if rng.random() < 0.25:  # dark fronts, black chairs
+                value = rng.uniform(0.08, 0.4)
             hsv = np.array([[[rng.random() * 360, saturation * rng.random(), value]]], np.float32)
             tint = tuple(float(v) for v in cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0])
-        gloss = rng.uniform(0.1, 0.8) if rng.random() < 0.3 else 0.0
+        gloss = rng.uniform(0.1, 0.9) if rng.random() < 0.5 else 0.0
         grain = rng.uniform(0.1, 0.7) if rng.random() < 0.6 else 0.0
         return known, Item(known.key, known.name, (0, 0, 0), 0.0, tuple(scale), tint, grain, gloss)
 

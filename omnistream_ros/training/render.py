@@ -3,7 +3,8 @@
 
 Three passes per frame. The first draws the scene with four samples per pixel in linear light:
 several point and window lights with inverse-square falloff, shadows of the brightest ones from maps
-made once per scene, and a hemisphere for light that has been around. The second averages the
+made once per scene, sun that falls through the windows, varnish in which windows and lamps are
+mirrored, and a hemisphere for light that has been around. The second averages the
 samples, turns the depth buffer into metric z-depth and estimates how far crevices are closed to
 light (screen-space ambient occlusion), which the third smooths and applies.
 
@@ -33,7 +34,9 @@ from omnistream_ros.training.shaders import (
 NEAR, FAR = 0.05, 60.0
 SAMPLES = 4  # per pixel for colour edges and depth; shading happens once (multisampling)
 MAX_LIGHTS = 6  # the strongest of a scene
-SHADOW_MAPS = 2
+MAX_PANES = 8
+LAMP_MAPS = 2
+SHADOW_MAPS = LAMP_MAPS + 1  # the last is the sun's
 SHADOW_SIZE = 1024
 _FORMAT = "3f 3f 2f 3f 1f 1f"
 _FIELDS = ("in_position", "in_normal", "in_uv", "in_colour", "in_emission", "in_layer")
@@ -59,14 +62,41 @@ class Light:
 
 
 @dataclass(frozen=True)
+class Pane:
+    """A shining rectangle, as floors and tables mirror it: a window, or the panel of a lamp.
+
+    centre (3,) m; across, along (3,) from the centre to the middles of two sides; light (3,) linear
+    radiance; the sun comes in by a window.
+    """
+
+    centre: tuple[float, float, float]
+    across: tuple[float, float, float]
+    along: tuple[float, float, float]
+    light: tuple[float, float, float]
+    window: bool
+
+
+@dataclass(frozen=True)
+class Sun:
+    """`towards` (3,) unit vector from the room; colour (3,) linear irradiance over pi."""
+
+    towards: tuple[float, float, float]
+    colour: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
 class Instance:
-    """A mesh in the world: transform (4, 4), tint of its colours, strength of grain and gloss."""
+    """A mesh in the world: transform (4, 4), tint of its colours, strength of grain and gloss.
+
+    What does not shade from the sun is the building, through whose windows it comes.
+    """
 
     mesh: Mesh
     transform: np.ndarray
     tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
     grain: float = 0.0
     gloss: float = 0.0
+    shades_sun: bool = True
 
 
 @dataclass(frozen=True)
@@ -78,6 +108,8 @@ class Stage:
     ambient_up: tuple[float, float, float]
     ambient_down: tuple[float, float, float]
     grain: np.ndarray  # (256, 256, 4) uint8 texture whose red channel modulates plain surfaces
+    panes: Sequence[Pane] = ()
+    sun: Sun | None = None
 
 
 @dataclass(frozen=True)
@@ -262,7 +294,7 @@ class Renderer:
         """Write the lights, those that cast shadows first, and draw their shadow maps."""
         lights = sorted(stage.lights, key=lambda light: -sum(light.colour))[:MAX_LIGHTS]
         lights.sort(key=lambda light: light.view is None)
-        casting = [light for light in lights if light.view is not None][:SHADOW_MAPS]
+        casting = [light for light in lights if light.view is not None][:LAMP_MAPS]
         positions, colours, aims = (np.zeros((MAX_LIGHTS, n), np.float32) for n in (3, 3, 4))
         for i, light in enumerate(lights):
             positions[i], colours[i] = light.position, light.colour
@@ -279,11 +311,16 @@ class Renderer:
             middle = (SHADOW_SIZE - 1) / 2
             clip = projection(focal, focal, middle, middle, SHADOW_SIZE, SHADOW_SIZE)
             clips[i] = clip @ np.linalg.inv(look_at(position, position + aim))
-            self._map_target.viewport = (i * SHADOW_SIZE, 0, SHADOW_SIZE, SHADOW_SIZE)
-            for drawn in self._drawn:
-                model_to_clip = clips[i] @ drawn.instance.transform
-                self._shadow["model_to_clip"].write(_columns(model_to_clip))
-                drawn.dark.render()
+            self._draw_map(i, clips[i], self._drawn)
+        if stage.sun is not None:
+            shading = [drawn for drawn in self._drawn if drawn.instance.shades_sun]
+            clips[LAMP_MAPS] = _sun_clip(np.array(stage.sun.towards), shading)
+            self._draw_map(LAMP_MAPS, clips[LAMP_MAPS], shading)
+        sun = stage.sun or Sun((0.0, 0.0, 1.0), (0.0, 0.0, 0.0))
+        panes = sorted(stage.panes, key=lambda pane: not pane.window)[:MAX_PANES]
+        rows = np.zeros((4, MAX_PANES, 3), np.float32)
+        for i, pane in enumerate(panes):
+            rows[:, i] = pane.centre, pane.across, pane.along, pane.light
         for scene in self._scenes:
             scene["light_position"].write(positions.tobytes())
             scene["light_colour"].write(colours.tobytes())
@@ -292,7 +329,18 @@ class Renderer:
             scene["shadow_count"].value = len(casting)
             scene["ambient_up"].value = stage.ambient_up
             scene["ambient_down"].value = stage.ambient_down
+            scene["pane_count"].value = len(panes)
+            scene["window_count"].value = sum(pane.window for pane in panes)
+            for name, values in zip(("centre", "across", "along", "light"), rows, strict=True):
+                scene[f"pane_{name}"].write(values.tobytes())
+            scene["to_sun"].value, scene["sun_colour"].value = sun.towards, sun.colour
             scene["shadow_clip"].write(clips.transpose(0, 2, 1).astype(np.float32).tobytes())
+
+    def _draw_map(self, number: int, clip: np.ndarray, shading: list[_Drawn]) -> None:
+        self._map_target.viewport = (number * SHADOW_SIZE, 0, SHADOW_SIZE, SHADOW_SIZE)
+        for drawn in shading:
+            self._shadow["model_to_clip"].write(_columns(clip @ drawn.instance.transform))
+            drawn.dark.render()
 
     def _release_stage(self) -> None:
         for drawn in self._drawn:
@@ -323,6 +371,18 @@ class _Drawn:
 def _columns(matrix: np.ndarray) -> bytes:
     """OpenGL wants matrices column by column."""
     return np.ascontiguousarray(matrix.T, np.float32).tobytes()
+
+
+def _sun_clip(towards: np.ndarray, shading: list[_Drawn]) -> np.ndarray:
+    """Clip matrix (4, 4) of parallel light that falls on all of this."""
+    centres = np.array([drawn.centre for drawn in shading]).reshape(-1, 3)
+    radii = np.array([drawn.radius for drawn in shading])
+    middle = centres.mean(axis=0) if len(centres) else np.zeros(3)
+    reach = max(1.0, float((np.linalg.norm(centres - middle, axis=1) + radii).max(initial=0.0)))
+    clip = np.diag([1 / reach, 1 / reach, 1 / reach, 1.0])
+    clip[2, 3] = -1.0  # the eye stands where the things begin
+    clip[:3] = clip[:3] @ np.linalg.inv(look_at(middle + reach * towards, middle))
+    return clip
 
 
 def _in_view(drawn: list[_Drawn], pose: np.ndarray, world_to_clip: np.ndarray) -> list[_Drawn]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from omnistream_ros.training import textures
 from omnistream_ros.training.mesh import Mesh, MeshBuilder, Paint
-from omnistream_ros.training.render import Light
+from omnistream_ros.training.render import Light, Pane
 from omnistream_ros.training.textures import Rng
 
 _WALL_THICKNESS = 0.14
@@ -153,10 +153,13 @@ def _openings(room: Room, rng: Rng) -> list[Opening]:
 
 @dataclass(frozen=True)
 class Shell:
-    """The room's own mesh, and the light that enters by its windows."""
+    """The room's own meshes, the light that enters by its windows, and these."""
 
     mesh: Mesh
+    floor: Mesh
+    polish: float  # of the floor, 0 for carpet
     lights: tuple[Light, ...]
+    windows: tuple[Pane, ...]
 
 
 class _Finish:
@@ -183,17 +186,26 @@ def build_shell(room: Room, rng: Rng, pictures: bool, daylight: float) -> Shell:
     )
     main = finish.paint(walls[rng.integers(len(walls))](rng))
     accent = finish.paint(walls[rng.integers(len(walls))](rng)) if rng.random() < 0.4 else main
-    floor = finish.paint(textures.FLOORS[rng.integers(len(textures.FLOORS))](rng))
+    flooring = textures.FLOORS[rng.integers(len(textures.FLOORS))]
+    floor = finish.paint(flooring(rng))
+    polish = float(
+        rng.choice([0.0, rng.uniform(0.1, 0.5), rng.uniform(0.5, 1.0)], p=[0.2, 0.4, 0.4])
+    )
+    if flooring is textures.carpet:
+        polish = 0.0
     ceiling = finish.paint(textures.plaster(rng)) if rng.random() < 0.3 else Paint((0.9, 0.9, 0.88))
     if rng.random() < 0.2:
         ceiling = finish.paint(textures.tiles(rng))
     wood = finish.paint(textures.grain(rng))
-    trim = wood if rng.random() < 0.4 else Paint(tuple(textures.hue(rng, 0.3, 0.95, 0.2)))
+    trim = wood if rng.random() < 0.4 else Paint(tuple(textures.hue(rng, 0.1, 0.95, 0.2)))
 
     flat = np.zeros((room.walls, 1))
-    builder.polygon(np.hstack([room.corners, flat]), floor)
+    ground = MeshBuilder()
+    alone = Paint(floor.colour, 0, floor.period)
+    ground.polygon(np.hstack([room.corners, flat]), alone)
     builder.polygon(np.hstack([room.corners, flat + room.height]), ceiling)
     lights: list[Light] = []
+    windows: list[Pane] = []
     skirting = rng.uniform(0.04, 0.14) if rng.random() < 0.7 else 0.0
     accent_wall = int(rng.integers(room.walls))
     for wall in range(room.walls):
@@ -203,10 +215,14 @@ def build_shell(room: Room, rng: Rng, pictures: bool, daylight: float) -> Shell:
         _wall(builder, room, wall, openings, paint, trim, skirting)
         for opening in openings:
             if opening.kind == "window":
-                lights += _window(builder, finish, opening, axes, trim, rng, pictures, daylight)
+                light, pane = _window(builder, finish, opening, axes, trim, rng, pictures, daylight)
+                lights += light
+                windows += pane
+                if opening.z0 > 0.5 and rng.random() < 0.4:
+                    _radiator(builder, opening, axes, rng)
             elif opening.kind == "door":
                 leaf = (
-                    wood if rng.random() < 0.5 else Paint(tuple(textures.hue(rng, 0.3, 0.95, 0.3)))
+                    wood if rng.random() < 0.4 else Paint(tuple(textures.hue(rng, 0.05, 0.95, 0.3)))
                 )
                 _door(builder, opening, axes, leaf, trim, rng)
             else:
@@ -216,7 +232,8 @@ def build_shell(room: Room, rng: Rng, pictures: bool, daylight: float) -> Shell:
     if rng.random() < 0.2 and room.kind != "corridor":
         _beams(builder, room, trim, rng)
     images = np.stack(finish.images)
-    return Shell(builder.mesh(images), tuple(lights))
+    bare = ground.mesh(images[floor.layer][None])
+    return Shell(builder.mesh(images), bare, polish, tuple(lights), tuple(windows))
 
 
 def _quad(axes: np.ndarray, s0: float, s1: float, z0: float, z1: float, y: float) -> np.ndarray:
@@ -326,8 +343,8 @@ def _window(
     rng: Rng,
     pictures: bool,
     daylight: float,
-) -> list[Light]:
-    """Frame, bars, and a curtain or the view outside; returns the light it lets in."""
+) -> tuple[list[Light], list[Pane]]:
+    """Frame, bars, and a curtain or the view outside; returns the light it lets in, and itself."""
     _frame(builder, o, axes, trim, -0.02, 0.02, rng.uniform(0.03, 0.08))
     bars = int(rng.integers(1, 4))
     width = (o.s1 - o.s0) / bars
@@ -368,12 +385,26 @@ def _window(
     centre = axes @ [(o.s0 + o.s1) / 2, 0.02, (o.z0 + o.z1) / 2, 1.0]
     area = (o.s1 - o.s0) * (o.z1 - o.z0)
     strength = area * daylight * through * 0.35
+    half = (axes[:3, 0] * (o.s1 - o.s0) / 2, np.array([0.0, 0.0, (o.z1 - o.z0) / 2]))
+    shining = 0.7 * glow * through * np.array([0.9, 0.97, 1.0])
+    pane = Pane(tuple(centre[:3]), tuple(half[0]), tuple(half[1]), tuple(shining), through == 1.0)
     if strength <= 0:
-        return []
+        return [], [pane]
     colour = strength * np.array([1.0, rng.uniform(0.92, 1.0), rng.uniform(0.85, 1.1)])
     aim = axes[:3, 1] + [0, 0, -rng.uniform(0.1, 0.5)]
     aim /= np.linalg.norm(aim)
-    return [Light(tuple(centre[:3]), tuple(colour), tuple(aim), 140.0)]
+    return [Light(tuple(centre[:3]), tuple(colour), tuple(aim), 140.0)], [pane]
+
+
+def _radiator(builder: MeshBuilder, o: Opening, axes: np.ndarray, rng: Rng) -> None:
+    """Ribs under a window, on the wall."""
+    paint = Paint(tuple(textures.hue(rng, 0.6, 0.97, 0.1)))
+    low, high, rib = 0.08, o.z0 - rng.uniform(0.05, 0.15), rng.uniform(0.03, 0.08)
+    depth = rng.uniform(0.05, 0.12)
+    builder.box(np.array([o.s0, 0.03, low]), np.array([o.s1, depth, high]), axes, paint)
+    for s in np.arange(o.s0, o.s1 - rib, 2 * rib):
+        front = np.array([s + rib, depth + 0.02, high + 0.01])
+        builder.box(np.array([s, depth, low]), front, axes, paint)
 
 
 def _posters(
@@ -400,6 +431,13 @@ def _posters(
             continue
         taken.append((s, s + width))
         z = float(np.clip(rng.normal(1.5, 0.2) - height / 2, 0.3, room.height - height - 0.1))
+        if rng.random() < 0.15:  # a board, a switch box, a panel: nothing on it
+            low, high = (
+                np.array([s, 0, z]),
+                np.array([s + width, rng.uniform(0.01, 0.15), z + height]),
+            )
+            builder.box(low, high, axes, Paint(tuple(textures.hue(rng, 0.1, 0.98, 0.15))))
+            continue
         image = textures.picture(rng, aspect) if pictures and rng.random() < 0.75 else None
         if image is None:
             maker = textures.print_page if rng.random() < 0.5 else textures.wallpaper

@@ -16,7 +16,7 @@ from omnistream_ros.training import textures
 from omnistream_ros.training.assets import LEVELS, Asset, FurnitureLibrary
 from omnistream_ros.training.furnish import COVERINGS, Furnisher, Item
 from omnistream_ros.training.mesh import Mesh, MeshBuilder, Paint, cylinder, unit_box
-from omnistream_ros.training.render import Instance, Light, Stage
+from omnistream_ros.training.render import Instance, Light, Pane, Stage, Sun
 from omnistream_ros.training.roles import assets_by_role
 from omnistream_ros.training.room import SIZES, Room, build_shell, make_room
 from omnistream_ros.training.textures import Rng
@@ -44,7 +44,11 @@ class Scene:
     lights: tuple[Light, ...]
     ambient_up: tuple[float, float, float]
     ambient_down: tuple[float, float, float]
-    shell: Mesh  # walls, floor, ceiling, doors, windows
+    panes: tuple[Pane, ...]
+    sun: Sun | None
+    shell: Mesh  # walls, ceiling, doors, windows
+    floor: Mesh
+    polish: float  # of the floor
     fixtures: Mesh  # the bodies of lamps
     coverings: tuple[np.ndarray, ...]  # textures of boxes and cylinders
     grain: np.ndarray
@@ -89,9 +93,11 @@ class SceneMaker:
             chosen = kind
         room = make_room(chosen, plan)
         items = Furnisher(room, self.library, self._by_role, furniture).furnish()
-        daylight = float(lamps.choice([0.0, lamps.uniform(0.5, 2.0), lamps.uniform(2.0, 6.0)]))
+        bright = [0.0, lamps.uniform(0.5, 2.0), lamps.uniform(2.0, 6.0)]
+        daylight = float(lamps.choice(bright, p=[0.2, 0.4, 0.4]))
         shell = build_shell(room, finish, self.pictures, daylight)
-        fixtures, own = _lamps(room, lamps, dim=daylight > 2 and lamps.random() < 0.5)
+        fixtures, own, panels = _lamps(room, lamps, dim=daylight > 2 and lamps.random() < 0.5)
+        sun = _sun(shell.windows, daylight, lamps)
         lights = sorted([*own, *shell.lights], key=lambda light: -sum(light.colour))
         area = max(float(np.ptp(room.corners[:, 0]) * np.ptp(room.corners[:, 1])), 4.0)
         # Light that has bounced: what all lamps give, spread over the room.
@@ -110,7 +116,11 @@ class SceneMaker:
             tuple(lights),
             tuple(bounced * 0.9),
             tuple(bounced * (0.8, 0.74, 0.68)),
+            (*shell.windows, *panels),
+            sun,
             shell.mesh,
+            shell.floor,
+            shell.polish,
             fixtures,
             tuple(coverings),
             grain(finish)[0],
@@ -135,8 +145,14 @@ class SceneMaker:
                 whole = np.array(self.library.assets[item.key].size)
             place = transform(item, whole)
             instances.append(Instance(mesh, place, item.tint, item.grain, item.gloss))
-        instances += [Instance(scene.shell, np.eye(4)), Instance(scene.fixtures, np.eye(4))]
-        return Stage(instances, scene.lights, scene.ambient_up, scene.ambient_down, scene.grain)
+        still = np.eye(4)
+        instances += [
+            Instance(scene.shell, still, shades_sun=False),
+            Instance(scene.floor, still, gloss=scene.polish, shades_sun=False),
+            Instance(scene.fixtures, still),
+        ]
+        ambient = scene.ambient_up, scene.ambient_down
+        return Stage(instances, scene.lights, *ambient, scene.grain, scene.panes, scene.sun)
 
     def used(self, scene: Scene) -> list[Asset]:
         """The catalogue entries a scene shows."""
@@ -164,10 +180,26 @@ def transform(item: Item, whole: np.ndarray) -> np.ndarray:
     return matrix
 
 
-def _lamps(room: Room, rng: Rng, dim: bool) -> tuple[Mesh, list[Light]]:
-    """Lamps under the ceiling, and some standing lower: their glowing bodies and their light."""
+def _sun(windows: tuple[Pane, ...], daylight: float, rng: Rng) -> Sun | None:
+    """On bright days, in the half of rooms, the sun stands before one of the clear windows."""
+    clear = [pane for pane in windows if pane.window]
+    height, aside = rng.uniform(0.15, 1.1), rng.uniform(-0.9, 0.9)
+    if not clear or daylight < 1.0 or rng.random() < 0.5:
+        return None
+    pane = clear[rng.integers(len(clear))]
+    across = np.array(pane.across) / np.linalg.norm(pane.across)
+    outward = np.array([across[1], -across[0], 0.0])  # across a wall comes before into the room
+    turned = np.cos(aside) * outward + np.sin(aside) * across
+    towards = np.cos(height) * turned + np.sin(height) * np.array([0.0, 0.0, 1.0])
+    colour = daylight * rng.uniform(0.6, 2.0) * np.array([1.0, 0.95, rng.uniform(0.75, 0.95)])
+    return Sun(tuple(towards), tuple(colour))
+
+
+def _lamps(room: Room, rng: Rng, dim: bool) -> tuple[Mesh, list[Light], list[Pane]]:
+    """Lamps under the ceiling, and some lower: bodies, light, and the panels to be mirrored."""
     builder = MeshBuilder()
-    lights = []
+    lights: list[Light] = []
+    panels: list[Pane] = []
     area = float(np.ptp(room.corners[:, 0]) * np.ptp(room.corners[:, 1]))
     count = int(np.clip(round(area / rng.uniform(8, 20)), 1, 5))
     low, high = room.corners.min(axis=0), room.corners.max(axis=0)
@@ -194,8 +226,11 @@ def _lamps(room: Room, rng: Rng, dim: bool) -> tuple[Mesh, list[Light]]:
                 w *= rng.uniform(1.0, 2.2)
             axes = room.frame(0).copy()
             axes[:2, 3] = at
-            glow = Paint(tuple(np.clip(tone, 0, 1)), -1, 1.0, 0.3 if dim else rng.uniform(2, 6))
+            shining = 0.3 if dim else rng.uniform(2, 6)
+            glow = Paint(tuple(np.clip(tone, 0, 1)), -1, 1.0, shining)
+            half = (tuple(axes[:3, 0] * w), tuple(axes[:3, 1] * d))
+            panels.append(Pane((*at, z + 0.06), *half, tuple(shining * tone), False))
             builder.box(np.array([-w, -d, z + 0.06]), np.array([w, d, z + 0.1]), axes, glow)
     if not lights:
         builder.box(np.zeros(3), np.full(3, 1e-3), np.eye(4), Paint())
-    return builder.mesh(np.zeros((0, 256, 256, 4), np.uint8)), lights
+    return builder.mesh(np.zeros((0, 256, 256, 4), np.uint8)), lights, panels

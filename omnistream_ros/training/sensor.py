@@ -21,7 +21,9 @@ class Sensor:
 
     brightness: mean of the linear image after exposure. adaptation: how fast exposure follows the
     scene, 0..1 per frame. shutter: fraction of the frame interval it is open. blur: Gaussian
-    sigma in pixels. shot, read: noise at full scale. white: channel gains. quality: JPEG or None.
+    sigma in pixels. shot, read: noise at full scale. white: channel gains. curve: how far the tones
+    bend into the S of photographs, 0..1. sharpening: of edges, as cameras do it. quality: JPEG or
+    None.
     """
 
     brightness: float = 0.22
@@ -34,24 +36,32 @@ class Sensor:
     shutter: float = 0.0
     shot: float = 0.0
     read: float = 0.0
+    curve: float = 0.0
+    sharpening: float = 0.0
     quality: int | None = None
 
     @classmethod
     def random(cls, rng: Rng) -> Sensor:
-        """A camera as found in phones, webcams and robots."""
-        rough = rng.random() < 0.6
+        """A camera as found in phones, webcams and robots.
+
+        Most are better than the image is large: made as small as the network wants it, their
+        noise is averaged away and their edges are sharp.
+        """
+        rough = rng.random() < 0.35
         return cls(
             brightness=float(np.exp(rng.normal(np.log(0.2), 0.4))),
             adaptation=float(rng.uniform(0.02, 0.4)),
             contrast=float(rng.uniform(0.85, 1.2)),
-            saturation=float(rng.uniform(0.4, 1.15)),
+            saturation=float(rng.uniform(0.5, 1.4)),
             white=tuple(float(v) for v in np.exp(rng.normal(0, 0.07, 3))),
             vignette=float(rng.uniform(0, 0.35)) if rough else 0.0,
             blur=float(rng.uniform(0.0, 0.8)) if rough else 0.0,
-            shutter=float(rng.uniform(0.0, 0.5)) if rough else 0.0,
-            shot=float(rng.uniform(0.0, 0.035)) if rough else 0.005,
-            read=float(rng.uniform(0.0, 0.012)) if rough else 0.002,
-            quality=int(rng.integers(35, 96)) if rng.random() < 0.5 else None,
+            shutter=float(rng.uniform(0.0, 0.5)) if rng.random() < 0.6 else 0.0,
+            shot=float(rng.uniform(0.0, 0.03)) if rough else 0.004,
+            read=float(rng.uniform(0.0, 0.01)) if rough else 0.001,
+            curve=float(rng.uniform(0.0, 1.0)),
+            sharpening=0.0 if rough else float(rng.uniform(0.0, 0.8)),
+            quality=int(rng.integers(50, 96)) if rng.random() < 0.35 else None,
         )
 
 
@@ -95,6 +105,10 @@ def expose(
         # A soft shoulder: straight up to 0.6, then approaching 1.
         light = np.where(light < 0.6, light, 1 - 0.4 * np.exp(-(light - 0.6) / 0.4))
         tone = np.clip(light, 0, 1) ** np.float32(sensor.contrast / 2.2)
+        tone += np.float32(sensor.curve) * (tone * tone * (3 - 2 * tone) - tone)
+        if sensor.sharpening > 0:
+            soft = cv2.GaussianBlur(tone, (0, 0), 1.0)
+            tone = np.clip(tone + np.float32(sensor.sharpening) * (tone - soft), 0, 1)
         pictures[i] = (tone * 255 + 0.5).astype(np.uint8)
         if sensor.quality is not None:
             _, coded = cv2.imencode(".jpg", pictures[i], [cv2.IMWRITE_JPEG_QUALITY, sensor.quality])

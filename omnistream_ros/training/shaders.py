@@ -39,6 +39,7 @@ void main() {
 # shader that can discard keeps the depth test from coming before the shading.
 SCENE_FRAGMENT = """
 const int MAX_LIGHTS = 6;
+const int MAX_PANES = 8;
 uniform sampler2DArray images;
 uniform sampler2DShadow maps;
 uniform vec3 eye;
@@ -53,7 +54,15 @@ uniform vec3 light_position[MAX_LIGHTS];
 uniform vec3 light_colour[MAX_LIGHTS];
 uniform vec4 light_aim[MAX_LIGHTS];      // w: 1 for a window, 0 for a lamp
 uniform int shadow_count;                // the first lights cast shadows
-uniform mat4 shadow_clip[2];
+uniform mat4 shadow_clip[3];             // the last is the sun's
+uniform int pane_count;                  // windows first, then lamps, as they shine in floors
+uniform int window_count;
+uniform vec3 pane_centre[MAX_PANES];
+uniform vec3 pane_across[MAX_PANES];     // half of a side, and the unit normal below
+uniform vec3 pane_along[MAX_PANES];
+uniform vec3 pane_light[MAX_PANES];
+uniform vec3 to_sun;
+uniform vec3 sun_colour;                 // black: no sun comes in
 centroid in vec3 place;
 centroid in vec3 normal;
 centroid in vec3 own_place;
@@ -66,14 +75,30 @@ out vec4 radiance;
 float lit_by(int map) {
     vec4 clip = shadow_clip[map] * vec4(place, 1.0);
     if (clip.w <= 0.0) return 1.0;
-    vec3 at = clip.xyz / clip.w;
+    vec3 at = clip.xyz / clip.w;         // of the sun w is 1
     if (abs(at.x) > 0.995 || abs(at.y) > 0.995) return 1.0;
     at = at * 0.5 + 0.5;
     at.z -= 0.0005;
-    at.x = (at.x + float(map)) * 0.5;
+    at.x = (at.x + float(map)) / 3.0;
     const float r = 0.7 / 1024.0;
     return 0.5 * (texture(maps, vec3(at.x - 0.5 * r, at.y - r, at.z))
                 + texture(maps, vec3(at.x + 0.5 * r, at.y + r, at.z)));
+}
+
+// How much of a pane the ray from here towards `way` meets; `blur` metres of edge per metre of way.
+float meets(int pane, vec3 way, float blur) {
+    vec3 a = pane_across[pane], b = pane_along[pane];
+    vec3 across = cross(a, b);
+    float slope = dot(way, across);
+    if (abs(slope) < 1e-6) return 0.0;
+    float t = dot(pane_centre[pane] - place, across) / slope;
+    if (t <= 0.0) return 0.0;
+    vec3 at = place + t * way - pane_centre[pane];
+    float aa = dot(a, a), bb = dot(b, b);
+    vec2 inside = 1.0 - abs(vec2(dot(at, a) / aa, dot(at, b) / bb));   // of half a side
+    vec2 edge = 0.01 + blur * t * inversesqrt(vec2(aa, bb));
+    vec2 share = clamp(0.5 + 0.5 * inside / edge, 0.0, 1.0);
+    return share.x * share.y * min(1.0, 0.3 / (edge.x * edge.y));      // blurred: wider and dimmer
 }
 
 void main() {
@@ -117,6 +142,23 @@ void main() {
             shine *= gloss;
         }
         sum += (albedo * facing + shine) * strength * light_colour[i];
+    }
+    float in_sun = max(sun_colour.g, sun_colour.r) > 0.0 ? dot(n, to_sun) : 0.0;
+    if (in_sun > 0.0) {
+        float window = 0.0;
+        for (int i = 0; i < window_count; ++i) window = max(window, meets(i, to_sun, 0.008));
+        if (window > 0.0) sum += albedo * in_sun * window * lit_by(2) * sun_colour;
+    }
+    if (gloss > 0.0) {
+        // A varnish: what lies in the direction of reflection, by Schlick's share of it.
+        vec3 way = reflect(-to_eye, n);
+        float grazing = 1.0 - max(dot(n, to_eye), 0.0);
+        float share = gloss * (0.07 + 0.7 * grazing * grazing * grazing * grazing);
+        vec3 around = 0.7 * mix(ambient_down, ambient_up, way.z * 0.5 + 0.5);
+        for (int i = 0; i < pane_count; ++i) {
+            around += meets(i, way, 0.25 * (1.0 - 0.8 * gloss)) * pane_light[i];
+        }
+        sum = mix(sum, around, share);
     }
     radiance = vec4(sum, 1.0);
 }

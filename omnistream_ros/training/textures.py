@@ -76,7 +76,7 @@ def _wood_colour(rng: Rng) -> np.ndarray:
 
 def plaster(rng: Rng) -> Texture:
     """Painted wall: nearly plain, with a trace of unevenness."""
-    base = hue(rng, 0.55, 0.97, 0.35 if rng.random() < 0.6 else 0.08)
+    base = hue(rng, 0.45, 0.97, 0.4 if rng.random() < 0.35 else 0.08)
     field = 0.6 * noise(rng, 1.8) + 0.4 * noise(rng, 0.6)
     return _rgba(_shade(base, field, rng.uniform(0.01, 0.05))), rng.uniform(1.0, 2.5)
 
@@ -84,7 +84,7 @@ def plaster(rng: Rng) -> Texture:
 def concrete(rng: Rng) -> Texture:
     base = hue(rng, 0.35, 0.7, 0.1)
     field = noise(rng, 1.4) + 0.3 * noise(rng, 0.3)
-    return _rgba(_shade(base, field, rng.uniform(0.08, 0.18))), rng.uniform(1.5, 3.0)
+    return _rgba(_shade(base, field, rng.uniform(0.02, 0.1))), rng.uniform(1.5, 3.0)
 
 
 def carpet(rng: Rng) -> Texture:
@@ -140,8 +140,9 @@ def tiles(rng: Rng) -> Texture:
     """Square tiles with grout, plain, marbled or in two colours."""
     count = int(rng.choice([2, 4, 6, 8]))
     cy, cx = (_Y * count).astype(int), (_X * count).astype(int)
-    first = hue(rng, 0.3, 0.95, 0.4)
-    second = hue(rng, 0.15, 0.9, 0.5) if rng.random() < 0.35 else first
+    colourful = 0.4 if rng.random() < 0.3 else 0.12
+    first = hue(rng, 0.2, 0.95, colourful)
+    second = hue(rng, 0.15, 0.9, colourful) if rng.random() < 0.35 else first
     image = np.where((((cy + cx) % 2) == 0)[..., None], first, second)
     image = _shade(image, noise(rng, rng.uniform(1.0, 2.0)), rng.uniform(0.01, 0.1))
     image *= (1 + 0.04 * rng.standard_normal((count, count)))[cy, cx][..., None]
@@ -248,6 +249,9 @@ FLOORS: tuple[Callable[[Rng], Texture], ...] = (
     planks,
 )
 WALLS: tuple[Callable[[Rng], Texture], ...] = (
+    plaster,
+    plaster,
+    plaster,
     plaster,
     plaster,
     plaster,

@@ -19,7 +19,16 @@ from omnistream_ros.training.clips import (
     write_training_clip,
 )
 from omnistream_ros.training.mesh import MeshBuilder, Paint
-from omnistream_ros.training.render import Instance, Light, Renderer, RenderError, Stage, look_at
+from omnistream_ros.training.render import (
+    Instance,
+    Light,
+    Pane,
+    Renderer,
+    RenderError,
+    Stage,
+    Sun,
+    look_at,
+)
 from omnistream_ros.training.scenes import SceneMaker
 
 WIDTH, HEIGHT = 96, 72
@@ -126,6 +135,74 @@ def test_light_falls_off_and_shadows_fall(renderer: Renderer) -> None:
     beside = looks[1].radiance[row, 4].mean() / looks[0].radiance[row, 4].mean()
     assert beside == pytest.approx(1, abs=0.1)
     assert looks[0].radiance[row, column].mean() > 1.3 * looks[0].radiance[row, 2].mean()
+
+
+def _on_floor(pose: np.ndarray, camera: tuple[float, ...], depth: np.ndarray) -> np.ndarray:
+    """Where in the world each pixel lies, (H, W, 3)."""
+    fx, fy, cx, cy = camera
+    v, u = np.mgrid[0:HEIGHT, 0:WIDTH]
+    rays = np.stack([(u - cx) / fx, (v - cy) / fy, np.ones_like(u, float)], -1)
+    return (rays * depth[..., None]) @ pose[:3, :3].T + pose[:3, 3]
+
+
+def test_the_sun_draws_the_window_on_the_floor_and_a_box_shades_it(renderer: Renderer) -> None:
+    floor, box = MeshBuilder(), MeshBuilder()
+    floor.polygon(np.array([[-5, -5, 0.0], [5, -5, 0], [5, 5, 0], [-5, 5, 0]]), Paint((1.0,) * 3))
+    box.box(np.array([-0.2, -0.2, 0.3]), np.array([0.2, 0.2, 0.5]), np.eye(4), Paint())
+    no_images = np.zeros((0, 256, 256, 4), np.uint8)
+    window = Pane((2.0, 0, 2.0), (0, 0.8, 0), (0, 0, 0.5), (0,) * 3, True)
+    half = np.sqrt(0.5)
+    stage = Stage(
+        [
+            Instance(floor.mesh(no_images), np.eye(4), shades_sun=False),
+            Instance(box.mesh(no_images), np.eye(4)),
+        ],
+        (),
+        (0.3,) * 3,
+        (0.3,) * 3,
+        np.full((256, 256, 4), 128, np.uint8),
+        (window,),
+        Sun((half, 0.0, half), (2.0,) * 3),
+    )
+    renderer.load(stage)
+    camera = pinhole(WIDTH, HEIGHT, 60)
+    pose = look_at(np.array([-0.4, -3.0, 2.5]), np.array([0.0, 0.0, 0.0]))
+    view = renderer.view(pose, camera)
+    x, y, z = np.moveaxis(_on_floor(pose, camera, view.depth), -1, 0)
+    ground = np.abs(z) < 0.01
+    # At 45 degrees the window, z 1.5 to 2.5, falls on x -0.5 to 0.5, the box on -0.7 to -0.1.
+    bright = view.radiance.mean(axis=2) > 0.6
+    lit = ground & (x > 0.05) & (x < 0.4) & (np.abs(y) < 0.7)
+    shaded = ground & (x > -0.45) & (x < -0.3) & (np.abs(y) < 0.12)
+    outside = ground & ((np.abs(x) > 0.65) | (np.abs(y) > 0.95))
+    assert min(lit.sum(), shaded.sum(), outside.sum()) > 10
+    assert bright[lit].mean() > 0.98
+    assert not bright[shaded].any()
+    assert not bright[outside].any()
+
+
+def test_a_polished_floor_mirrors_a_lamp_where_the_law_of_reflection_wants_it(
+    renderer: Renderer,
+) -> None:
+    builder = MeshBuilder()
+    builder.polygon(np.array([[-5, -5, 0.0], [5, -5, 0], [5, 5, 0], [-5, 5, 0]]), Paint((0.2,) * 3))
+    mesh = builder.mesh(np.zeros((0, 256, 256, 4), np.uint8))
+    grain = np.full((256, 256, 4), 128, np.uint8)
+    lamp = Pane((0.3, 2.0, 1.0), (0.3, 0, 0), (0, 0.3, 0), (20.0,) * 3, False)
+    camera = pinhole(WIDTH, HEIGHT, 60)
+    pose = look_at(np.array([0.0, -1.0, 1.0]), np.array([0.0, 0.5, 0.0]))
+    looks = []
+    for polish in (0.0, 1.0):
+        instance = Instance(mesh, np.eye(4), gloss=polish)
+        renderer.load(Stage([instance], (), (0.3,) * 3, (0.3,) * 3, grain, (lamp,)))
+        looks.append(renderer.view(pose, camera))
+    more = (looks[1].radiance - looks[0].radiance).mean(axis=2)
+    places = _on_floor(pose, camera, looks[0].depth)
+    brightest = places[np.unravel_index(more.argmax(), more.shape)]
+    # Eye and lamp are a metre high: the mirror image lies half way between their feet.
+    np.testing.assert_allclose(brightest[:2], [0.15, 0.5], atol=0.2)
+    assert more.max() > 0.5
+    np.testing.assert_array_equal(looks[0].depth, looks[1].depth)
 
 
 def test_a_scene_is_the_same_for_the_same_seed_and_nothing_overlaps(maker: SceneMaker) -> None:
