@@ -63,3 +63,10 @@ def positive(text: str) -> float:
     if not 0.0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
     return number
+
+
+def licence(text: str) -> str:
+    """The name of a licence in one line, for argparse."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must name a licence, such as 'CC BY 4.0'")
+    return " ".join(text.split())

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omnistream_ros.cli.arguments import add_command, count, positive
+from omnistream_ros.cli.arguments import add_command, count, licence, positive
+from omnistream_ros.training.licences import NOT_STATED
 from omnistream_ros.training.loss_terms import GEOMETRIC_TERMS
 
 
@@ -83,12 +84,19 @@ def _declare_clips(commands: Any) -> None:
     command.add_argument(
         "--stride", type=count, default=1, help="every so many frames (default: %(default)s)"
     )
+    command.add_argument(
+        "--licence",
+        type=licence,
+        default=NOT_STATED,
+        metavar="TEXT",
+        help="of the recordings, such as 'CC BY 4.0', for cards of weights (default: %(default)s)",
+    )
 
 
 def _run_clips(options: argparse.Namespace) -> None:
     from omnistream_ros.training.recorded_clips import write_recorded_clips
 
-    written = write_recorded_clips(options.recordings, options.out, options.stride)
+    written = write_recorded_clips(options.recordings, options.out, options.stride, options.licence)
     print(f"{options.out}: {written} clips")
 
 
@@ -259,6 +267,14 @@ def _declare_train_heads(commands: Any) -> None:
         metavar="RECORDING",
         help="bags, TUM folders, ... with registered depth, calibration and poses",
     )
+    command.add_argument(
+        "--licence",
+        type=licence,
+        nargs="+",
+        default=[],
+        metavar="TEXT",
+        help="of the recordings in their order, or one of all (default: not stated)",
+    )
     command.add_argument("--clips", type=Path, help="folder of rendered clips, besides or instead")
     command.add_argument(
         "--held-out",
@@ -307,6 +323,7 @@ def _run_train_heads(options: argparse.Namespace) -> None:
         run=options.run_folder,
         output=options.output,
         recordings=tuple(options.recordings),
+        licences=tuple(options.licence),
         clips=options.clips,
         held_out=tuple(options.held_out),
         steps=options.steps,

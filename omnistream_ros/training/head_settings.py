@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from omnistream_ros.training.licences import NOT_STATED
 from omnistream_ros.training.losses import LossWeights
 
 
@@ -19,6 +20,7 @@ class HeadSettings:
 
     Attributes:
         recordings: bags, TUM folders, ...: whatever `open_recording` opens, with depth.
+        licences: of the recordings, in their order, or one of all; without any, not stated.
         clips: folder of rendered clips, besides or instead.
         held_out: recordings for judging alone, none of `recordings`; without any, the last part of
             everything is.
@@ -35,6 +37,7 @@ class HeadSettings:
     run: Path
     output: Path
     recordings: tuple[Path, ...] = ()
+    licences: tuple[str, ...] = ()
     clips: Path | None = None
     held_out: tuple[Path, ...] = ()
     steps: int = 3000
@@ -69,6 +72,11 @@ class HeadSettings:
             raise HeadTrainingError(
                 f"{', '.join(both)}: held out and trained on; what was trained on judges nothing"
             )
+        if len(self.licences) not in (0, 1, len(self.recordings)):
+            raise HeadTrainingError(
+                f"{len(self.licences)} licences of {len(self.recordings)} recordings: give one of "
+                "all, or one of each in their order"
+            )
         for name in ("steps", "copies", "clips_per_step", "save_period", "judge_period"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -76,3 +84,10 @@ class HeadSettings:
             raise ValueError(
                 "frames_per_clip: the first frame says where the others are; 2 or more"
             )
+
+    def licences_of_recordings(self) -> dict[str, str]:
+        """The licence of each recording, by its path as it was given."""
+        licences = self.licences or (NOT_STATED,)
+        if len(licences) == 1:
+            licences *= len(self.recordings)
+        return {str(p): text for p, text in zip(self.recordings, licences, strict=True)}

@@ -21,6 +21,7 @@ from omnistream_ros.evaluation.rotations import quaternions_of
 from omnistream_ros.training.augment import zoom
 from omnistream_ros.training.data import Clip, ClipError
 from omnistream_ros.training.depth_scale import DepthScaleCheck
+from omnistream_ros.training.licences import NOT_STATED, collected
 from omnistream_ros.training.recorded_streams import Cut, recorded_streams
 
 #: Larger than what the network sees, so that zooming into a clip finds real detail.
@@ -29,12 +30,15 @@ _FRAMES = 24  # in a file
 _CHECKED = 64  # in a piece whose depth is checked: at 30 Hz a camera hardly moves in 24
 
 
-def write_recorded_clips(recordings: list[Path], folder: Path, stride: int = 1) -> int:
+def write_recorded_clips(
+    recordings: list[Path], folder: Path, stride: int = 1, licence: str = NOT_STATED
+) -> int:
     """Cut recordings into clips of up to 24 frames, every `stride`-th one; returns how many.
 
     Images of another shape are cut about their middle. Clips that the folder already has of a
     recording are replaced; the new ones are numbered on from those of others. A recording is read
-    once before anything is changed, so one that is refused leaves the folder as it is.
+    once before anything is changed, so one that is refused leaves the folder as it is. The clips
+    tell the `licence` of the recordings, which cards of weights trained on them repeat.
 
     Raises:
         RecordingError: a recording that cannot be read, without depth, poses or calibration, or
@@ -57,16 +61,19 @@ def write_recorded_clips(recordings: list[Path], folder: Path, stride: int = 1) 
         number = 1 + max(numbers, default=-1)
         for clip in map(_in_shape, _clips(recording, cut)):
             if np.isfinite(clip.depth).any():  # one without teaches nothing, and is refused
-                _write(folder / f"clip_{number:06d}.npz", clip, recording)
+                _write(folder / f"clip_{number:06d}.npz", clip, recording, licence)
                 number += 1
                 written += 1
     return written
 
 
-def recordings_of(folder: Path) -> list[str]:
-    """Names of the recordings that the clips of a folder were cut from, for the model card."""
-    paths = folder.glob("clip_*.npz")
-    return sorted({str(_info(path).get("recording", path.stem)) for path in paths})
+def recordings_of(folder: Path) -> dict[str, str]:
+    """Names of the recordings that the clips of a folder were cut from, each with its licence."""
+    told = {path.stem: _info(path) for path in folder.glob("clip_*.npz")}
+    return collected(
+        (str(info.get("recording", stem)), str(info.get("licence", NOT_STATED)))
+        for stem, info in told.items()
+    )
 
 
 def _clips(recording: Recording, cut: Cut) -> Iterator[Clip]:
@@ -104,9 +111,13 @@ def _in_shape(clip: Clip) -> Clip:
     return zoom(clip, ((width - wide) // 2, (height - high) // 2, wide, high), SIZE)
 
 
-def _write(path: Path, clip: Clip, recording: Recording) -> None:
+def _write(path: Path, clip: Clip, recording: Recording, licence: str) -> None:
     poses = np.hstack([clip.poses[:, :3, 3], quaternions_of(clip.poses[:, :3, :3])])
-    info = {"recording": recording.name, "path": str(recording.path.resolve())}
+    info = {
+        "recording": recording.name,
+        "path": str(recording.path.resolve()),
+        "licence": licence,
+    }
     part = path.with_suffix(".part")
     try:
         with part.open("wb") as file:

@@ -16,9 +16,15 @@ import numpy as np
 
 from omnistream_ros.training.mesh import IMAGE_SIZE
 
-# Debian packages whose pictures hang on the walls of training rooms where they are installed
-# (gnome-backgrounds, mate-backgrounds, plasma-workspace-wallpapers, lomiri-wallpapers,
-# ukui-wallpapers).
+# Debian packages whose pictures hang on the walls of training rooms where they are installed, and
+# the licences that their copyright files name for pictures (Debian 12).
+PICTURE_LICENCES = {
+    "gnome-backgrounds": "CC BY 2.0, CC BY-SA 2.0, CC BY-SA 3.0, GPL-2+",
+    "lomiri-wallpapers": "CC0 1.0, CC BY 4.0, CC BY-SA 3.0, CC BY-SA 4.0",
+    "mate-backgrounds": "GPL-2+, CC BY-SA 4.0",
+    "plasma-workspace-wallpapers": "GPL-2+",
+    "ukui-wallpapers": "CC BY-SA 3.0",
+}
 PICTURE_FOLDERS = (Path("/usr/share/backgrounds"), Path("/usr/share/wallpapers"))
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 

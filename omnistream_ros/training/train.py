@@ -13,7 +13,7 @@ import contextlib
 import copy
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,7 @@ from omnistream_ros.training.curve import LossTable
 from omnistream_ros.training.data import Batch, ClipSampler
 from omnistream_ros.training.export import MATCHING_RECORD, training_behind
 from omnistream_ros.training.held_out import HeldOutScore
+from omnistream_ros.training.licences import licences_in, with_earlier
 from omnistream_ros.training.losses import total_loss
 from omnistream_ros.training.objectives import Objectives
 from omnistream_ros.training.optimise import follow, learning_rate_factor, stop_at_non_finite
@@ -297,14 +298,14 @@ class Trainer:
     def _record(self) -> dict[str, object]:
         """What the model card says about the training, that of its first weights counted in."""
         p, s = self.progress, self.settings
-        own = [] if s.recorded is None else recordings_of(s.recorded)
+        own = {} if s.recorded is None else recordings_of(s.recorded)
         return {
             "steps": p.step + p.before.get("steps", 0),
             "frames": p.frames + p.before.get("frames", 0),
             "hours": round(p.seconds / 3600 + p.before.get("hours", 0), 2),
             "seed": s.seed,
             "clips": len(self.sampler.names),
-            "recorded": sorted({*p.before.get("recorded", []), *own}),
+            "recorded": with_earlier(own, licences_in(p.before.get("recorded"))),
             "pretrained": p.before.get("pretrained", s.pretrained),
             **{k: v for k, v in p.before.items() if k == MATCHING_RECORD and v is not None},
             "held_out": {name: value for name, value in p.best.items() if name != "judge"},
@@ -329,7 +330,7 @@ class Trainer:
             )
 
 
-def _keep_apart(settings: TrainSettings, trained_on: Sequence[str], why: str) -> None:
+def _keep_apart(settings: TrainSettings, trained_on: Iterable[str], why: str) -> None:
     """ValueError when a recording that judges has been, or will be, trained on."""
     if both := set(trained_on) & {path.resolve().name for path in settings.held_out}:
         raise ValueError(

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from omnistream_ros.model import CameraPrediction, OmniStream, build_model, load_model, save_model
 from omnistream_ros.training.camera_score import camera_score
 from omnistream_ros.training.curve import LossTable
+from omnistream_ros.training.export import RENDERED
 from omnistream_ros.training.frozen_features import StoredClip, read_features
 from omnistream_ros.training.head_features import HeadFeatures
 from omnistream_ros.training.head_settings import HeadSettings
@@ -210,8 +211,8 @@ class HeadTrainer:
         heads = {
             "steps": progress.step,
             "minutes": round(progress.seconds / 60, 1),
-            "recordings": [str(p) for p in s.recordings],
-            "rendered clips": str(s.clips) if s.clips else "none",
+            "recordings": s.licences_of_recordings(),
+            "rendered clips": f"{s.clips}: {RENDERED}" if s.clips else "none",
             "frames": sum(clip.frames for clip in training),
             "seed": s.seed,
         }

@@ -149,8 +149,7 @@ def test_what_the_first_weights_were_trained_on_is_told_and_cannot_judge(
         Trainer(TINY, replace(settings, held_out=(kitchen,)), report=_quiet)
     Trainer(TINY, settings, report=_quiet).run()
     training = load_model(settings.output)[1].training
-    assert training["recorded"] == ["kitchen", "office"]
-    assert "kitchen, office; no others" in training["data"]
+    assert list(training["recorded"]) == ["kitchen", "office"]
     assert "ImageNet" in training["trunk starts from"]
     other = replace(settings, start_from=None, run=tmp_path / "other")
     Trainer(TINY, other, report=_quiet).run()

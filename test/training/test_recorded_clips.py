@@ -79,7 +79,7 @@ def test_clips_show_the_plane_that_was_recorded(recording: TiltedPlane, tmp_path
         for pose, depth in zip(clip.poses, clip.depth, strict=True):
             x = (np.arange(SIZE[0]) - cx) / fx * depth + pose[0, 3]
             np.testing.assert_allclose(depth, 2 + x / 2, rtol=4e-3)  # nearest pixel, float16
-    assert recordings_of(tmp_path / "clips") == ["plane"]
+    assert list(recordings_of(tmp_path / "clips")) == ["plane"]
     numbers = np.concatenate([clip.rgb[:, 0, 0, 0] for clip in clips])
     np.testing.assert_array_equal(numbers, np.arange(0, 90, 3))
 
@@ -107,7 +107,7 @@ def test_clips_of_a_recording_are_replaced_and_others_stay(
     assert names == [f"clip_{number:06d}.npz" for number in range(2, 8)]
     old = [(read_clip(clips / name).rgb == 255).all() for name in names]
     assert old == [True] * 2 + [False] * 4
-    assert recordings_of(clips) == ["plane", "wall"]
+    assert list(recordings_of(clips)) == ["plane", "wall"]
 
 
 def test_clips_that_tell_no_path_are_replaced_by_name(
