@@ -72,15 +72,19 @@ class StreamState:
     Attributes:
         frames_seen: frames since the start of the epoch; a Python int, it cannot overflow.
         keyframes: what is in the memory, by entry.
+        landmarks: frames of the epoch that the pose is measured by, told from outside; None: nobody
+            measures, and keyframes are chosen by their looks.
     """
 
     frames_seen: int = 0
     keyframes: list[Keyframe] = field(default_factory=list)
+    landmarks: frozenset[int] | None = None
 
     def reset(self) -> None:
         """The next frame is the first of its epoch."""
         self.frames_seen = 0
         self.keyframes.clear()
+        self.landmarks = None
 
     def keep(self, entry: int, keyframe: Keyframe) -> None:
         """Put a keyframe into an entry of the memory, a new one or one in use."""
@@ -89,12 +93,15 @@ class StreamState:
     def state_dict(self) -> dict[str, Any]:
         """A copy, in plain types and tensors."""
         keyframes = [(key.frame, key.appearance.clone()) for key in self.keyframes]
-        return {"frames_seen": self.frames_seen, "keyframes": keyframes}
+        landmarks = None if self.landmarks is None else sorted(self.landmarks)
+        return {"frames_seen": self.frames_seen, "keyframes": keyframes, "landmarks": landmarks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         self.frames_seen = int(state["frames_seen"])
         self.keyframes = [Keyframe(frame, seen.clone()) for frame, seen in state["keyframes"]]
+        landmarks = state["landmarks"]
+        self.landmarks = None if landmarks is None else frozenset(landmarks)
 
 
 class Policy(Protocol):
@@ -243,6 +250,9 @@ class WindowMemory:
     one that is closer to all the rest is dropped. The memory thereby spreads over what the epoch
     has seen, however long ago, without a threshold to tune.
 
+    Where the pose is measured by keyframes of its own, the two share them: of the frames that leave
+    the window only those are kept, and those that the pose has given up go first.
+
     Attributes:
         sink, window: as of `Window`.
         entries: keyframes.
@@ -284,8 +294,14 @@ class WindowMemory:
         return frame - self.window, self.sink + (frame - self.sink) % self.window
 
     def entry_for(self, state: StreamState, appearance: Tensor) -> int | None:
+        landmarks = state.landmarks
+        if landmarks is not None and state.frames_seen - self.window not in landmarks:
+            return None
         if len(state.keyframes) < self.entries:
             return len(state.keyframes)
+        for entry, key in enumerate(state.keyframes):
+            if landmarks is not None and key.frame not in landmarks:
+                return entry
         seen = torch.stack([*(key.appearance for key in state.keyframes), appearance])
         distance = torch.cdist(seen, seen).fill_diagonal_(math.inf)
         a, b = divmod(int(distance.argmin()), len(seen))

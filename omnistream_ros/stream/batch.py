@@ -255,6 +255,7 @@ class StreamBatch:
                 context_frames=cache.context_frames(rows[i]),
                 watch=own,
             )
+            cache.streams[rows[i]].landmarks = streams[i].landmarks
         return results
 
     def state_dict(self, camera: str) -> dict[str, Any]:

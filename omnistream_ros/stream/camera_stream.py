@@ -81,6 +81,8 @@ class CameraStream:
             assert self._model.matching_head is not None
             fused = self._pose_source == "fused"
             self._pose = (FusedPose if fused else Odometry)(self._model.matching_head)
+        self._frame_of_keyframe: dict[int, int] = {}  # of this epoch
+        self._measured = False  # whether the pose of the last frame was, by keyframes
         self._camera = CameraEstimate(self._config.canonical_focal)
         self._epoch = -1  # of the last frame; the first frame begins epoch 0
 
@@ -123,6 +125,7 @@ class CameraStream:
         """Forget what the epoch taught; the pose goes on."""
         self._camera.reset()
         self._pose.begin_epoch()
+        self._frame_of_keyframe.clear()
 
     def pixels(self, frame: Frame) -> torch.Tensor:
         """The frame as the model sees it, (1, 3, h, w)."""
@@ -146,6 +149,14 @@ class CameraStream:
         """Whether the pose must be found, for its own sake or for that of consistent depth."""
         return outputs.pose or (outputs.depth and self._consistent_depth)
 
+    @property
+    def landmarks(self) -> frozenset[int] | None:
+        """Frames of the epoch that are keyframes of the pose; None where it is not measured by any.
+
+        For the memory of the network, so that both remember the same frames.
+        """
+        return frozenset(self._frame_of_keyframe.values()) if self._measured else None
+
     def accept(self, frame: Frame, reason: EpochReason | None) -> None:
         """The network has seen the frame: it is part of the stream."""
         self._epoch += reason is not None
@@ -168,8 +179,10 @@ class CameraStream:
         source_camera = self._source_camera(frame, prediction)
         model_camera = source_camera.resized(size[1], size[0])
         pose = None
+        self._measured = False
         if self._wants_pose(outputs):
             pose = self._update_pose(frame, prediction, model_camera, frame_index)
+            self._note_keyframes(frame_index)
         watch.lap("pose")
 
         at_source = self._resolution == "source"
@@ -218,6 +231,7 @@ class CameraStream:
             "camera": self._camera.state_dict(),
             "pose_source": type(self._pose).__name__,
             "pose": self._pose.state_dict(),
+            "frame_of_keyframe": dict(self._frame_of_keyframe),
         }
 
     def check_state(self, state: dict[str, Any]) -> None:
@@ -238,6 +252,7 @@ class CameraStream:
         self._rules.load_state_dict(state["rules"])
         self._camera.load_state_dict(state["camera"])
         self._pose.load_state_dict(state["pose"])
+        self._frame_of_keyframe = dict(state["frame_of_keyframe"])
         self._epoch = int(state["epoch"])
 
     def _update_pose(
@@ -261,6 +276,16 @@ class CameraStream:
             assert prediction.camera is not None
             return self._pose.update(*seen, frame.stamp_ns, prediction.camera, frame_index)
         return self._pose.update(*seen, frame.stamp_ns)
+
+    def _note_keyframes(self, frame_index: int) -> None:
+        """Which frame each keyframe is; one that was not there before is this one."""
+        if isinstance(self._pose, HeadPose):
+            return
+        self._measured = True
+        known = self._frame_of_keyframe
+        self._frame_of_keyframe = {
+            number: known.get(number, frame_index) for number in self._pose.keyframes
+        }
 
     def _unseen_by(self, lens: Undistorter, depth: torch.Tensor) -> torch.Tensor:
         """Where an undistorted image is black because the lens saw nothing there, (H, W)."""

@@ -31,6 +31,11 @@ class FusedPose:
         self._head = HeadPose()
         self._last_by_head: np.ndarray | None = None  # world_from_camera (4, 4)
 
+    @property
+    def keyframes(self) -> list[int]:
+        """As `Odometry.keyframes`."""
+        return self._odometry.keyframes
+
     def begin_epoch(self) -> None:
         """Forget the images; the pose goes on from where it was."""
         self._odometry.begin_epoch()

@@ -48,6 +48,11 @@ class KeyframeMap:
         return len(self._keys)
 
     @property
+    def numbers(self) -> list[int]:
+        """The keyframes kept, as they were counted."""
+        return [key.number for key in self._keys]
+
+    @property
     def reference(self) -> Keyframe:
         """The keyframe that frames are compared with."""
         return self._keys[-1]

@@ -78,6 +78,11 @@ class Odometry:
         self._lost_in_a_row = 0
         self.lost_frames = 0  # since the beginning of the stream
 
+    @property
+    def keyframes(self) -> list[int]:
+        """The keyframes that are kept, each by a number that only grows."""
+        return self._map.numbers
+
     def begin_epoch(self) -> None:
         """Forget the images; the pose goes on from where it was."""
         self._map.clear()

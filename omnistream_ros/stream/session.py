@@ -166,7 +166,7 @@ class StreamSession:
             lap=watch.lap,
         )
         stream.accept(frame, reason)
-        return stream.result(
+        result = stream.result(
             frame,
             reason,
             outputs,
@@ -175,6 +175,8 @@ class StreamSession:
             context_frames=self._cache.context_frames(),
             watch=watch,
         )
+        self._cache.streams[0].landmarks = stream.landmarks
+        return result
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of everything the stream remembers; tensors, numpy arrays and plain numbers.

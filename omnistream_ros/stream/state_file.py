@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-_FORMAT = "omnistream_stream_state_1"
+_FORMAT = "omnistream_stream_state_2"
 _SUFFIX = ".safetensors"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 # Beyond the tensors: the structure, and the header of the file.

@@ -90,6 +90,35 @@ def test_the_memory_spreads_over_what_was_seen():
     assert {round(float(key.appearance[0])) for key in state.keyframes} == {0, 10, 20}
 
 
+@settings(deadline=None)
+@given(policy=memories, wanted=st.sets(st.integers(0, 30)), seed=st.integers(0, 9))
+def test_told_what_the_pose_keeps_the_memory_keeps_nothing_else(policy, wanted, seed):
+    generator = torch.Generator().manual_seed(seed)
+    looks = [torch.randn(3, generator=generator) for _ in range(30)]
+    state = StreamState(landmarks=frozenset(wanted))
+    for _ in looks:
+        if (leaving := policy.leaving(state)) is not None:
+            entry = policy.entry_for(state, looks[leaving[0]])
+            if entry is not None:
+                state.keep(entry, Keyframe(leaving[0], looks[leaving[0]]))
+        state.frames_seen += 1
+    left = {f for f in wanted if policy.sink <= f < 30 - policy.window}
+    kept = {key.frame for key in state.keyframes}
+    assert kept <= left
+    assert len(kept) == min(len(left), policy.entries)
+
+
+def test_what_the_pose_has_given_up_goes_first():
+    policy = WindowMemory(sink=0, window=1, entries=3)
+    state = drive(policy, [torch.tensor([float(x)]) for x in (0, 50, 100, 0)])
+    assert [key.frame for key in state.keyframes] == [0, 1, 2]
+    state.landmarks = frozenset({0, 2, 3})
+    # By looks frame 3 adds nothing to frame 0; but frame 1 serves nobody any more.
+    assert policy.entry_for(state, torch.tensor([0.0])) == 1
+    state.landmarks = frozenset({0, 1, 2})
+    assert policy.entry_for(state, torch.tensor([-99.0])) is None
+
+
 def test_what_adds_nothing_writes_nothing():
     policy = WindowMemory(sink=0, window=1, entries=3)
     state = drive(policy, [torch.tensor([float(x)]) for x in (0, 5, 10, 10)])
