@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a rendered clip shows, in words and per pixel: room, objects by class, how the camera moves.
+"""What a rendered clip shows, in words and per pixel: objects by class, where they stand, motion.
 
 The generator knows where everything stands. Clips keep that as boxes in their `info`, and labels
 follow from depth and pose: a pixel belongs to the smallest box that holds its point, else to the
@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from omnistream_ros.training.captions import sentence
+from omnistream_ros.training.relations import places
 from omnistream_ros.training.room import Room
 
 # Objects by their names in the furniture catalogue; the first pattern that fits decides.
@@ -46,19 +48,8 @@ CLASSES = (OTHER, *STRUCTURE, *_PATTERNS)
 #: Number of a pixel whose depth is unknown.
 UNKNOWN = 255
 
-_MOTIONS = {
-    "walk": "walks through",
-    "wander": "wanders through",
-    "orbit": "circles around a thing in",
-    "rotate": "turns around on the spot in",
-    "drive": "drives through",
-    "sway": "sways in the hand in",
-    "tour": "is carried all around",
-    "inspect": "looks closely at a thing in",
-}
 _FLOOR = 0.03  # metres; what is lower belongs to the floor, but for rugs
 _SLACK = 0.02  # metres around a box; depth in clips is float16
-_NUMBERS = ("no", "a", "two", "three", "four", "five", "six")
 
 
 def class_of(name: str) -> str:
@@ -129,30 +120,15 @@ class Annotation:
         return np.where(objects >= 0, numbers[objects], classes)
 
     def caption(self, visible: NDArray[np.int64], motion: str | None = None) -> str:
-        """A sentence about what is seen: `visible` are indices of objects, most prominent first.
+        """A sentence about what is seen and where it stands: `visible` are indices of objects, most
+        prominent first.
 
         With the `motion` of a take it tells that as well, without one it is about a picture.
         """
-        counts: dict[str, int] = {}
-        for index in visible:
-            name = self.names[index].lower()
-            name = {"box": "box", "cylinder": "can"}.get(name, name)
-            counts[name] = counts.get(name, 0) + 1
-        things = [_counted(name, count) for name, count in list(counts.items())[:5]]
-        seen = f"{_counted(self.room.kind, 1)}"
-        if things:
-            *most, last = things
-            seen += " with " + (f"{', '.join(most)} and {last}" if most else last)
-        if motion in _MOTIONS:
-            return f"the camera {_MOTIONS[motion]} {seen}"
-        return seen
-
-
-def _counted(name: str, count: int) -> str:
-    if count == 1:
-        return f"{'an' if name[:1] in 'aeiou' else 'a'} {name}"
-    number = _NUMBERS[count] if count < len(_NUMBERS) else "many"
-    return f"{number} {name}{'es' if name.endswith(('x', 's', 'sh', 'ch')) else 's'}"
+        names = [self.names[index].lower() for index in visible]
+        stand = places(self.boxes[visible], [class_of(name) for name in names], self.room)
+        names = [{"cylinder": "can"}.get(name, name) for name in names]
+        return sentence(self.room.kind, names, stand, motion)
 
 
 def middle_pixels(length: int, patch: int) -> NDArray[np.int64]:

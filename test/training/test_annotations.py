@@ -90,12 +90,15 @@ def test_a_camera_that_looks_down_sees_table_and_floor() -> None:
     assert labels.visible().tolist() == [1]
     assert annotation.caption(labels.visible()) == "a kitchen with a box"
     moving = annotation.caption(np.array([0, 1]), annotation.motions[0])
-    assert moving == "the camera circles around a thing in a kitchen with an oak table and a box"
+    assert moving == "the camera circles around a thing in a kitchen with a box on an oak table"
 
 
 def test_captions_count_and_stay_short() -> None:
     names = ["Apple iMac 1998", "box", "box", *(f"thing {i}" for i in range(9))]
-    annotation = Annotation.of_info(_info(objects=names, boxes=[[0] * 7] * len(names)))
+    # A metre from each other and from the walls of a long room: nothing else is to be said.
+    boxes = [[2 * i + 2, 3, 0, 0, 1, 1, 1] for i in range(len(names))]
+    corners = [[0, 0], [26, 0], [26, 6], [0, 6]]
+    annotation = Annotation.of_info(_info(objects=names, boxes=boxes, corners=corners))
     assert annotation is not None
     assert annotation.caption(np.arange(len(names))) == (
         "a kitchen with an apple imac 1998, two boxes, a thing 0, a thing 1 and a thing 2"
