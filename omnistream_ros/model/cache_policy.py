@@ -245,13 +245,13 @@ class Full:
 class WindowMemory:
     """Sink and window, and between them keyframes that each keep one token for a square of patches.
 
-    A frame that leaves the window becomes a keyframe if it adds something: if, among the keyframes
-    and it, the two that look most alike are two others, or if there is still room. Of the two, the
-    one that is closer to all the rest is dropped. The memory thereby spreads over what the epoch
-    has seen, however long ago, without a threshold to tune.
-
     Where the pose is measured by keyframes of its own, the two share them: of the frames that leave
-    the window only those are kept, and those that the pose has given up go first.
+    the window only those become keyframes here, and those that the pose has given up go first.
+
+    Otherwise, and among those, looks decide: a frame becomes a keyframe if it adds something, that
+    is if, among the keyframes and it, the two that look most alike are two others, or if there is
+    still room. Of the two, the one that is closer to all the rest is dropped. The memory thereby
+    spreads over what the epoch has seen, however long ago, without a threshold to tune.
 
     Attributes:
         sink, window: as of `Window`.

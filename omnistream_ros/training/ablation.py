@@ -10,6 +10,7 @@ nothing.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -93,10 +94,11 @@ def ablate(
     """
     rows: list[dict[str, Any]] = []
     with lock_run(settings.run):
-        for number, variant in enumerate(variants):
-            result = settings.run / f"{number:02d}.json"
+        for variant in variants:
+            slug = re.sub(r"[^a-z0-9]+", "_", variant.name.replace("+", "plus")).strip("_")
+            result = settings.run / f"{slug}.json"
             if not result.exists():
-                row = _measure(settings, variant, settings.run / f"{number:02d}", report)
+                row = _measure(settings, variant, settings.run / slug, report)
                 if row is None:
                     break
                 part = result.with_suffix(".part")

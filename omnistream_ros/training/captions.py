@@ -163,8 +163,8 @@ def _number(count: int) -> str:
 
 
 def _plural(name: str) -> str:
-    for end, ends in (("man", "men"), ("fe", "ves"), ("shelf", "shelves")):
-        if name.endswith(end):
+    for end, ends in (("man", "men"), ("knife", "knives"), ("shelf", "shelves")):
+        if re.search(rf"(\b|snow|wo){end}$", name):
             return name[: -len(end)] + ends
     if re.search(r"[^aeiou]y$", name):
         return name[:-1] + "ies"

@@ -15,7 +15,7 @@ import numpy as np
 
 from omnistream_ros.training.assets import Asset, FurnitureLibrary
 from omnistream_ros.training.roles import CARRIERS, PLANS
-from omnistream_ros.training.room import Opening, Room
+from omnistream_ros.training.room import RADIATOR_DEPTH, Opening, Room
 from omnistream_ros.training.textures import Rng
 
 COVERINGS = 8  # textures that boxes and cylinders of a scene are covered with
@@ -64,7 +64,11 @@ class Furnisher:
     ) -> None:
         self.room, self.library, self.by_role, self.rng = room, library, by_role, rng
         self.items: list[Item] = []
-        self._solid: list[np.ndarray] = [_door_zone(room, o) for o in room.openings if o.z0 == 0]
+        self._solid: list[np.ndarray] = [
+            _zone(room, o, 0.7 if o.z0 == 0 else RADIATOR_DEPTH)
+            for o in room.openings
+            if o.z0 == 0 or o.radiator
+        ]
         self._surfaces: list[tuple[Item, float]] = []
         self._local: dict[str, Asset] = {}  # a room tends to hold several of one model
 
@@ -356,8 +360,8 @@ def _moved(item: Item, position: Sequence[float], yaw: float) -> Item:
     )
 
 
-def _door_zone(room: Room, opening: Opening) -> np.ndarray:
-    """The floor before a door that stays free: (4, 2)."""
+def _zone(room: Room, opening: Opening, depth: float) -> np.ndarray:
+    """The floor before a door or under a window that stays free: (4, 2)."""
     axes = room.frame(opening.wall)
-    local = [(opening.s0, 0), (opening.s1, 0), (opening.s1, 0.7), (opening.s0, 0.7)]
+    local = [(opening.s0, 0), (opening.s1, 0), (opening.s1, depth), (opening.s0, depth)]
     return np.array([(axes @ [s, y, 0, 1])[:2] for s, y in local])

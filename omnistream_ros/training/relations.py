@@ -64,8 +64,8 @@ def places(boxes: NDArray[np.float64], classes: Sequence[str], room: Room) -> Pl
     gaps = _gaps(points, boxes)
     inside = gaps[:, :4].max(axis=1) < _EDGE
     on = inside & (lifted & ~from_ceiling)[:, None] & floor & (foot[:, None] < top + _REST)
-    # A chair pushed under a table has the things at the table's edge above its foot as well: what
-    # ends where they stand carries them, and of what does or does not the larger.
+    # A chair pushed under a table has the things at the table's edge above its foot as well: prefer
+    # what ends just under them, among equals the larger.
     area = boxes[:, 4] * boxes[:, 5]
     fits = (np.abs(foot[:, None] - top) < _REST) + area / (1 + area)
     fits = np.where(on, fits, -1.0)

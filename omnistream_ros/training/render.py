@@ -38,6 +38,9 @@ MAX_PANES = 8
 LAMP_MAPS = 2
 SHADOW_MAPS = LAMP_MAPS + 1  # the last is the sun's
 SHADOW_SIZE = 1024
+# How far what casts the sun's shadow is moved away from it, in slopes and in steps of depth: beside
+# a room the map is so coarse that a face would shade itself. Lamps' maps have a bias in depth.
+_SUN_OFFSET = (2.5, 2.0)
 _FORMAT = "3f 3f 2f 3f 1f 1f"
 _FIELDS = ("in_position", "in_normal", "in_uv", "in_colour", "in_emission", "in_layer")
 
@@ -66,14 +69,14 @@ class Pane:
     """A shining rectangle, as floors and tables mirror it: a window, or the panel of a lamp.
 
     centre (3,) m; across, along (3,) from the centre to the middles of two sides; light (3,) linear
-    radiance; the sun comes in by a window.
+    radiance; clear: a window that the sun comes in by.
     """
 
     centre: tuple[float, float, float]
     across: tuple[float, float, float]
     along: tuple[float, float, float]
     light: tuple[float, float, float]
-    window: bool
+    clear: bool
 
 
 @dataclass(frozen=True)
@@ -315,9 +318,11 @@ class Renderer:
         if stage.sun is not None:
             shading = [drawn for drawn in self._drawn if drawn.instance.shades_sun]
             clips[LAMP_MAPS] = _sun_clip(np.array(stage.sun.towards), shading)
+            self._gl.polygon_offset = _SUN_OFFSET
             self._draw_map(LAMP_MAPS, clips[LAMP_MAPS], shading)
+            self._gl.polygon_offset = (0.0, 0.0)
         sun = stage.sun or Sun((0.0, 0.0, 1.0), (0.0, 0.0, 0.0))
-        panes = sorted(stage.panes, key=lambda pane: not pane.window)[:MAX_PANES]
+        panes = sorted(stage.panes, key=lambda pane: not pane.clear)[:MAX_PANES]
         rows = np.zeros((4, MAX_PANES, 3), np.float32)
         for i, pane in enumerate(panes):
             rows[:, i] = pane.centre, pane.across, pane.along, pane.light
@@ -330,7 +335,7 @@ class Renderer:
             scene["ambient_up"].value = stage.ambient_up
             scene["ambient_down"].value = stage.ambient_down
             scene["pane_count"].value = len(panes)
-            scene["window_count"].value = sum(pane.window for pane in panes)
+            scene["clear_count"].value = sum(pane.clear for pane in panes)
             for name, values in zip(("centre", "across", "along", "light"), rows, strict=True):
                 scene[f"pane_{name}"].write(values.tobytes())
             scene["to_sun"].value, scene["sun_colour"].value = sun.towards, sun.colour

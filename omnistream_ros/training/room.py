@@ -18,11 +18,15 @@ from omnistream_ros.training.render import Light, Pane
 from omnistream_ros.training.textures import Rng
 
 _WALL_THICKNESS = 0.14
+RADIATOR_DEPTH = 0.14  # at most, from the wall
 
 
 @dataclass(frozen=True)
 class Opening:
-    """A hole in a wall from s0 to s1 along it and z0 to z1: "door", "passage" or "window"."""
+    """A hole in a wall from s0 to s1 along it and z0 to z1: "door", "passage" or "window".
+
+    Under a window there may be a radiator.
+    """
 
     wall: int
     s0: float
@@ -30,6 +34,7 @@ class Opening:
     z0: float
     z1: float
     kind: str
+    radiator: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,8 @@ def _openings(room: Room, rng: Rng) -> list[Opening]:
             s0 = rng.uniform(0.2, room.length(wall) - width - 0.2)
             taken = [o for o in openings if o.wall == wall]
             if all(s0 + width + 0.15 < o.s0 or s0 > o.s1 + 0.15 for o in taken):
-                openings.append(Opening(wall, s0, s0 + width, z0, z1, kind))
+                warm = kind == "window" and z0 > 0.5 and rng.random() < 0.4
+                openings.append(Opening(wall, s0, s0 + width, z0, z1, kind, warm))
                 return
 
     for _ in range(int(rng.integers(1, 4 if room.kind == "corridor" else 3))):
@@ -218,7 +224,7 @@ def build_shell(room: Room, rng: Rng, pictures: bool, daylight: float) -> Shell:
                 light, pane = _window(builder, finish, opening, axes, trim, rng, pictures, daylight)
                 lights += light
                 windows += pane
-                if opening.z0 > 0.5 and rng.random() < 0.4:
+                if opening.radiator:
                     _radiator(builder, opening, axes, rng)
             elif opening.kind == "door":
                 leaf = (
@@ -400,7 +406,7 @@ def _radiator(builder: MeshBuilder, o: Opening, axes: np.ndarray, rng: Rng) -> N
     """Ribs under a window, on the wall."""
     paint = Paint(tuple(textures.hue(rng, 0.6, 0.97, 0.1)))
     low, high, rib = 0.08, o.z0 - rng.uniform(0.05, 0.15), rng.uniform(0.03, 0.08)
-    depth = rng.uniform(0.05, 0.12)
+    depth = rng.uniform(0.05, RADIATOR_DEPTH - 0.02)
     builder.box(np.array([o.s0, 0.03, low]), np.array([o.s1, depth, high]), axes, paint)
     for s in np.arange(o.s0, o.s1 - rib, 2 * rib):
         front = np.array([s + rib, depth + 0.02, high + 0.01])
@@ -434,7 +440,7 @@ def _posters(
         if rng.random() < 0.15:  # a board, a switch box, a panel: nothing on it
             low, high = (
                 np.array([s, 0, z]),
-                np.array([s + width, rng.uniform(0.01, 0.15), z + height]),
+                np.array([s + width, rng.uniform(0.01, 0.08), z + height]),
             )
             builder.box(low, high, axes, Paint(tuple(textures.hue(rng, 0.1, 0.98, 0.15))))
             continue

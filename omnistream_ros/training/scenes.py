@@ -97,7 +97,7 @@ class SceneMaker:
         daylight = float(lamps.choice(bright, p=[0.2, 0.4, 0.4]))
         shell = build_shell(room, finish, self.pictures, daylight)
         fixtures, own, panels = _lamps(room, lamps, dim=daylight > 2 and lamps.random() < 0.5)
-        sun = _sun(shell.windows, daylight, lamps)
+        sun = _sun(room, shell.windows, daylight, lamps)
         lights = sorted([*own, *shell.lights], key=lambda light: -sum(light.colour))
         area = max(float(np.ptp(room.corners[:, 0]) * np.ptp(room.corners[:, 1])), 4.0)
         # Light that has bounced: what all lamps give, spread over the room.
@@ -180,15 +180,19 @@ def transform(item: Item, whole: np.ndarray) -> np.ndarray:
     return matrix
 
 
-def _sun(windows: tuple[Pane, ...], daylight: float, rng: Rng) -> Sun | None:
+def _sun(room: Room, windows: tuple[Pane, ...], daylight: float, rng: Rng) -> Sun | None:
     """On bright days, in the half of rooms, the sun stands before one of the clear windows."""
-    clear = [pane for pane in windows if pane.window]
+    clear = [pane for pane in windows if pane.clear]
+    # Walls shade no sun, so that it comes in; in a room with a notch it would come through them.
+    convex = all(room.outer(wall) for wall in range(room.walls))
     height, aside = rng.uniform(0.15, 1.1), rng.uniform(-0.9, 0.9)
-    if not clear or daylight < 1.0 or rng.random() < 0.5:
+    if rng.random() < 0.5 or not clear or daylight < 1.0 or not convex:
         return None
     pane = clear[rng.integers(len(clear))]
     across = np.array(pane.across) / np.linalg.norm(pane.across)
-    outward = np.array([across[1], -across[0], 0.0])  # across a wall comes before into the room
+    outward = np.array(
+        [across[1], -across[0], 0.0]
+    )  # x along the wall, y into the room: this is -y
     turned = np.cos(aside) * outward + np.sin(aside) * across
     towards = np.cos(height) * turned + np.sin(height) * np.array([0.0, 0.0, 1.0])
     colour = daylight * rng.uniform(0.6, 2.0) * np.array([1.0, 0.95, rng.uniform(0.75, 0.95)])

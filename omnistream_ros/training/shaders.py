@@ -55,10 +55,10 @@ uniform vec3 light_colour[MAX_LIGHTS];
 uniform vec4 light_aim[MAX_LIGHTS];      // w: 1 for a window, 0 for a lamp
 uniform int shadow_count;                // the first lights cast shadows
 uniform mat4 shadow_clip[3];             // the last is the sun's
-uniform int pane_count;                  // windows first, then lamps, as they shine in floors
-uniform int window_count;
+uniform int pane_count;                  // as they shine in floors: first those that sun comes by
+uniform int clear_count;
 uniform vec3 pane_centre[MAX_PANES];
-uniform vec3 pane_across[MAX_PANES];     // half of a side, and the unit normal below
+uniform vec3 pane_across[MAX_PANES];     // halves of two sides
 uniform vec3 pane_along[MAX_PANES];
 uniform vec3 pane_light[MAX_PANES];
 uniform vec3 to_sun;
@@ -81,17 +81,17 @@ float lit_by(int map) {
     at.z -= 0.0005;
     at.x = (at.x + float(map)) / 3.0;
     const float r = 0.7 / 1024.0;
-    return 0.5 * (texture(maps, vec3(at.x - 0.5 * r, at.y - r, at.z))
-                + texture(maps, vec3(at.x + 0.5 * r, at.y + r, at.z)));
+    return 0.5 * (texture(maps, vec3(at.x - r / 3.0, at.y - r, at.z))
+                + texture(maps, vec3(at.x + r / 3.0, at.y + r, at.z)));
 }
 
 // How much of a pane the ray from here towards `way` meets; `blur` metres of edge per metre of way.
 float meets(int pane, vec3 way, float blur) {
     vec3 a = pane_across[pane], b = pane_along[pane];
-    vec3 across = cross(a, b);
-    float slope = dot(way, across);
+    vec3 normal_to_it = cross(a, b);
+    float slope = dot(way, normal_to_it);
     if (abs(slope) < 1e-6) return 0.0;
-    float t = dot(pane_centre[pane] - place, across) / slope;
+    float t = dot(pane_centre[pane] - place, normal_to_it) / slope;
     if (t <= 0.0) return 0.0;
     vec3 at = place + t * way - pane_centre[pane];
     float aa = dot(a, a), bb = dot(b, b);
@@ -146,7 +146,7 @@ void main() {
     float in_sun = max(sun_colour.g, sun_colour.r) > 0.0 ? dot(n, to_sun) : 0.0;
     if (in_sun > 0.0) {
         float window = 0.0;
-        for (int i = 0; i < window_count; ++i) window = max(window, meets(i, to_sun, 0.008));
+        for (int i = 0; i < clear_count; ++i) window = max(window, meets(i, to_sun, 0.008));
         if (window > 0.0) sum += albedo * in_sun * window * lit_by(2) * sun_colour;
     }
     if (gloss > 0.0) {

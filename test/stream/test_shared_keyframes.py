@@ -6,6 +6,7 @@ from __future__ import annotations
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -65,6 +66,41 @@ def test_a_stream_without_pose_chooses_by_looks(model: OmniStream, frames: list[
             session.step(frame, outputs)
         assert session._stream.landmarks is None
         assert len(remembered(session)) == POLICY.entries
+
+
+def test_frames_whose_pose_is_not_asked_for_are_chosen_by_looks_again(
+    model: OmniStream, frames: list[Frame]
+) -> None:
+    session = StreamSession(model, policy=POLICY)
+    for frame in frames[:3]:
+        session.step(frame)
+    for frame in frames[3:14]:
+        session.step(frame, FEATURES)
+    assert session._stream.landmarks is None
+    assert len(remembered(session)) == POLICY.entries
+    session.step(frames[14])
+    landmarks = session._stream.landmarks
+    assert landmarks is not None
+    assert landmarks <= {0, 1, 2, 14}
+
+
+def test_a_camera_that_was_lost_shares_what_it_found_afterwards(
+    model: OmniStream, frames: list[Frame]
+) -> None:
+    session = StreamSession(model, policy=POLICY)
+    for frame in frames[:6]:
+        session.step(frame)
+    before = session._stream.landmarks
+    blind = np.zeros_like(frames[0].image)
+    for frame in frames[6:12]:
+        session.step(Frame(blind, frame.stamp_ns, frame.intrinsics))
+    for frame in frames[12:16]:
+        session.step(frame)
+    after = session._stream.landmarks
+    assert before is not None
+    assert after is not None
+    assert not before & after, "lost for so long, the pose gives up its keyframes"
+    assert min(after) >= 6
 
 
 def test_a_new_epoch_shares_nothing_with_the_old_one(

@@ -47,14 +47,14 @@ def test_goes_on_where_it_was_and_writes_the_table(
     run = Trainer.run
 
     def killed_in_the_second(self: Trainer):  # type: ignore[no-untyped-def]
-        if self.settings.run.name == "01":
+        if self.settings.run.name == "without_gradient_matching":
             raise KeyboardInterrupt
         return run(self)
 
     monkeypatch.setattr(Trainer, "run", killed_in_the_second)
     with pytest.raises(KeyboardInterrupt):
         ablate(settings, variants, lambda line: None)
-    assert (settings.run / "00.json").exists()
+    assert (settings.run / "geometry.json").exists()
 
     done = []
 
@@ -64,7 +64,7 @@ def test_goes_on_where_it_was_and_writes_the_table(
 
     monkeypatch.setattr(Trainer, "run", counted)
     text = ablate(settings, variants, lambda line: None)
-    assert done == ["01"], "what was done is done again"
+    assert done == ["without_gradient_matching"], "what was done is done again"
     assert text == (settings.run / "ablation.md").read_text()
     assert "| geometry |" in text
     assert "| without gradient matching |" in text
@@ -85,7 +85,7 @@ def test_a_polite_stop_leaves_the_variant_for_later(
 
     monkeypatch.setattr(Trainer, "run", stopped)
     ablate(settings, VARIANTS[:1], lambda line: None)
-    assert not (settings.run / "00.json").exists()
+    assert not (settings.run / "geometry.json").exists()
 
 
 def test_variants_differ_in_what_their_names_say() -> None:

@@ -129,6 +129,8 @@ def test_names_that_tell_their_place_do_not_tell_it_twice() -> None:
         ("sushi tray", "a sushi tray", "three sushi trays"),
         ("ficus", "a ficus", "three ficuses"),
         ("snowman", "a snowman", "three snowmen"),
+        ("armchair ottoman", "an armchair ottoman", "three armchair ottomans"),
+        ("safe", "a safe", "three safes"),
         ("umbrella", "an umbrella", "three umbrellas"),
         ("urinal", "a urinal", "three urinals"),
     ],

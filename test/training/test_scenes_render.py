@@ -18,6 +18,7 @@ from omnistream_ros.training.clips import (
     training_clip,
     write_training_clip,
 )
+from omnistream_ros.training.furnish import _overlap, _zone
 from omnistream_ros.training.mesh import MeshBuilder, Paint
 from omnistream_ros.training.render import (
     Instance,
@@ -29,6 +30,7 @@ from omnistream_ros.training.render import (
     Sun,
     look_at,
 )
+from omnistream_ros.training.room import RADIATOR_DEPTH
 from omnistream_ros.training.scenes import SceneMaker
 
 WIDTH, HEIGHT = 96, 72
@@ -177,8 +179,54 @@ def test_the_sun_draws_the_window_on_the_floor_and_a_box_shades_it(renderer: Ren
     outside = ground & ((np.abs(x) > 0.65) | (np.abs(y) > 0.95))
     assert min(lit.sum(), shaded.sum(), outside.sum()) > 10
     assert bright[lit].mean() > 0.98
+    top = (np.abs(z - 0.5) < 0.01) & (x > 0.05) & (x < 0.15) & (np.abs(y) < 0.15)
+    assert top.sum() > 5
+    assert bright[top].all()
     assert not bright[shaded].any()
     assert not bright[outside].any()
+
+
+@pytest.mark.parametrize("height", [0.2, 0.6, 1.0])
+@pytest.mark.parametrize("room", [3.0, 9.0])
+def test_what_the_sun_lights_does_not_shade_itself(
+    renderer: Renderer, height: float, room: float
+) -> None:
+    box, far = MeshBuilder(), MeshBuilder()
+    box.box(np.array([-0.5, -0.5, 0.3]), np.array([0.5, 0.5, 0.7]), np.eye(4), Paint((1.0,) * 3))
+    far.box(np.array([room, room, 0]), np.array([room + 0.3, room + 0.3, 0.3]), np.eye(4), Paint())
+    no_images = np.zeros((0, 256, 256, 4), np.uint8)
+    towards = np.array([np.cos(height), 0.0, np.sin(height)])
+    window = Pane(tuple(3 * towards), (0, 3.0, 0), (0, 0, 3.0), (0,) * 3, True)
+    looks = []
+    for sun in (None, Sun(tuple(towards), (2.0,) * 3)):
+        instances = [Instance(mesh.mesh(no_images), np.eye(4)) for mesh in (box, far)]
+        grain = np.full((256, 256, 4), 128, np.uint8)
+        renderer.load(Stage(instances, (), (0.3,) * 3, (0.3,) * 3, grain, (window,), sun))
+        pose = look_at(np.array([0.3, -1.5, 1.9]), np.array([0.0, 0.0, 0.6]))
+        camera = pinhole(WIDTH, HEIGHT, 60)
+        looks.append(renderer.view(pose, camera))
+    x, y, z = np.moveaxis(_on_floor(pose, camera, looks[0].depth), -1, 0)
+    top = (np.abs(z - 0.7) < 0.01) & (np.maximum(np.abs(x), np.abs(y)) < 0.45)
+    more = (looks[1].radiance - looks[0].radiance).mean(axis=2)[top]
+    assert top.sum() > 100
+    right = np.abs(more / (2.0 * np.sin(height)) - 1) < 0.03
+    assert right.mean() > 0.9  # in light that grazes, the far edge may be a texel off
+
+
+def test_no_sun_comes_through_a_curtain(renderer: Renderer) -> None:
+    builder = MeshBuilder()
+    builder.polygon(np.array([[-5, -5, 0.0], [5, -5, 0], [5, 5, 0], [-5, 5, 0]]), Paint((1.0,) * 3))
+    floor = Instance(builder.mesh(np.zeros((0, 256, 256, 4), np.uint8)), np.eye(4))
+    grain = np.full((256, 256, 4), 128, np.uint8)
+    pose = look_at(np.array([-0.4, -3.0, 2.5]), np.array([0.0, 0.0, 0.0]))
+    half = np.sqrt(0.5)
+    brightest = []
+    for clear in (True, False):
+        pane = Pane((2.0, 0, 2.0), (0, 0.8, 0), (0, 0, 0.5), (0,) * 3, clear)
+        sun = Sun((half, 0.0, half), (2.0,) * 3)
+        renderer.load(Stage([floor], (), (0.3,) * 3, (0.3,) * 3, grain, (pane,), sun))
+        brightest.append(renderer.view(pose, pinhole(WIDTH, HEIGHT, 60)).radiance.max())
+    assert brightest[0] > 2 * brightest[1]
 
 
 def test_a_polished_floor_mirrors_a_lamp_where_the_law_of_reflection_wants_it(
@@ -210,6 +258,8 @@ def test_a_scene_is_the_same_for_the_same_seed_and_nothing_overlaps(maker: Scene
     assert first.items == again.items
     assert first.items
     np.testing.assert_array_equal(first.shell.vertices, again.shell.vertices)
+    np.testing.assert_array_equal(first.floor.vertices, again.floor.vertices)
+    assert (first.sun, first.panes, first.polish) == (again.sun, again.panes, again.polish)
     np.testing.assert_array_equal(first.shell.images, again.shell.images)
     assert first.items != other.items
     for item in first.items:
@@ -276,3 +326,23 @@ def test_a_recording_reads_back_as_it_was_rendered(maker, renderer, tmp_path: Pa
     with pytest.raises(FileExistsError, match="remove it or choose another"):
         write_recording(clip, tmp_path / "clip", credits)
     assert "CC BY 3.0" in (tmp_path / "clip" / "ATTRIBUTION.txt").read_text()
+
+
+def test_nothing_stands_in_a_radiator_and_no_sun_comes_through_walls(maker: SceneMaker) -> None:
+    radiators = suns = 0
+    for seed in range(60):
+        scene = maker.make(seed)
+        suns += scene.sun is not None
+        if scene.sun is not None:
+            assert all(scene.room.outer(wall) for wall in range(scene.room.walls))
+        for opening in scene.room.openings:
+            if not opening.radiator:
+                continue
+            radiators += 1
+            assert opening.kind == "window"
+            zone = _zone(scene.room, opening, RADIATOR_DEPTH - 0.01)
+            for item in scene.items:
+                if item.position[2] < 0.01 < item.size[2] - 0.01:  # stands; rugs lie
+                    assert not _overlap(item.corners(), zone), (seed, item.name)
+    assert radiators > 3
+    assert suns > 3
