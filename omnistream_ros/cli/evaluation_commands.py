@@ -35,10 +35,11 @@ def _declare_evaluate(commands: Any) -> None:
         "--memory",
         choices=("window", "full", "window+memory"),
         default="window",
-        help="what the stream remembers (default: %(default)s)",
+        help="what the stream remembers: the most recent frames, all of them, or the recent ones "
+        "and keyframes in reduced resolution (default: %(default)s)",
     )
     command.add_argument(
-        "--keyframes", type=int, default=16, help="of window+memory (default: %(default)s)"
+        "--keyframes", type=int, default=16, help="that window+memory keeps (default: %(default)s)"
     )
     command.add_argument(
         "--keyframe-cell",

@@ -226,6 +226,7 @@ def fill(folder: Path, first: int, last: int, pictures: bool = True) -> None:
             )
     renderer.close()
     contact_sheet(folder, folder / "contact_sheet.jpg")
+    print(f"{folder}: {len(list(folder.glob('clip_*.npz')))} clips, contact_sheet.jpg shows some")
 
 
 def contact_sheet(folder: Path, target: Path, count: int = 40, seed: int = 0) -> None:

@@ -57,7 +57,8 @@ def export_weights(path: Path, model: OmniStream, record: dict[str, Any]) -> Non
     if training.pop("pretrained", False):
         training[PRETRAINED_RECORD] = _START
     held_out = {name: round(value, 4) for name, value in training.pop("held_out", {}).items()}
-    accuracy = {training.pop("judge", "held-out rendered clips"): held_out}
+    judge = training.pop("judge", "held-out rendered clips")
+    accuracy = {judge: held_out} if held_out else {}  # a run may be too short to be judged
     whole, matching_record = _with_matching_of(path, model)
     if matching_record is not None:
         training[MATCHING_RECORD] = matching_record
