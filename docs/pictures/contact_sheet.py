@@ -4,7 +4,8 @@
     python docs/pictures/contact_sheet.py [--seed FIRST] [--out FILE]
 
 Clips from seed FIRST on, without installed pictures, so that it may be published; the names of
-those who made the furniture go beside it. Without `--out` it replaces docs/images/scenes.jpg.
+those who made the furniture go beside it. Without `--out` it replaces docs/images/scenes.jpg. Needs
+the environment of scripts/env.sh, or it shows the rooms of an installed package.
 """
 
 from __future__ import annotations
