@@ -18,7 +18,8 @@ from omnistream_ros.training.furnish import COVERINGS, Furnisher, Item
 from omnistream_ros.training.mesh import Mesh, MeshBuilder, Paint, cylinder, unit_box
 from omnistream_ros.training.render import Instance, Light, Pane, Stage, Sun
 from omnistream_ros.training.roles import assets_by_role
-from omnistream_ros.training.room import SIZES, Room, build_shell, make_room
+from omnistream_ros.training.room import SIZES, Room, make_room
+from omnistream_ros.training.shell import build_shell
 from omnistream_ros.training.textures import Rng
 
 _KIND_WEIGHTS = {
@@ -190,9 +191,8 @@ def _sun(room: Room, windows: tuple[Pane, ...], daylight: float, rng: Rng) -> Su
         return None
     pane = clear[rng.integers(len(clear))]
     across = np.array(pane.across) / np.linalg.norm(pane.across)
-    outward = np.array(
-        [across[1], -across[0], 0.0]
-    )  # x along the wall, y into the room: this is -y
+    # Along a wall comes x, into the room y: outward is -y.
+    outward = np.array([across[1], -across[0], 0.0])
     turned = np.cos(aside) * outward + np.sin(aside) * across
     towards = np.cos(height) * turned + np.sin(height) * np.array([0.0, 0.0, 1.0])
     colour = daylight * rng.uniform(0.6, 2.0) * np.array([1.0, 0.95, rng.uniform(0.75, 0.95)])

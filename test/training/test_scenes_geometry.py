@@ -19,9 +19,10 @@ from omnistream_ros.training.clips import pinhole, seeds
 from omnistream_ros.training.furnish import Item
 from omnistream_ros.training.mesh import Mesh, pack, unit_box
 from omnistream_ros.training.render import View, look_at, projection
-from omnistream_ros.training.room import SIZES, Opening, Room, build_shell, make_room
+from omnistream_ros.training.room import SIZES, Opening, Room, make_room
 from omnistream_ros.training.scenes import Scene
 from omnistream_ros.training.sensor import Sensor, expose, flow
+from omnistream_ros.training.shell import build_shell
 from omnistream_ros.training.wavefront import read_obj, simplify
 
 
