@@ -28,7 +28,8 @@ MOTIONS = {
     "drive": 1.5,
     "sway": 1.0,
     "tour": 1.0,
-    "inspect": 3.0,
+    "inspect": 2.0,
+    "survey": 3.0,
     "loop": 0.0,  # only when asked for: long, and made to see its start again
 }
 
@@ -80,7 +81,7 @@ def make_path(
         start = _start(scene, rng, chosen)
         if start is None:
             continue
-        target = _aim(scene, rng, start)
+        target = _across(scene, rng, start) if chosen == "survey" else _aim(scene, rng, start)
         roll = np.radians(rng.choice([1.0, 4.0, 10.0], p=[0.5, 0.4, 0.1]))
         roll = roll * smooth_noise(rng, stamps, 1.5, 1)[:, 0]
         middle = scene.room.corners.mean(axis=0)
@@ -100,6 +101,8 @@ def make_path(
 def _start(scene: Scene, rng: Rng, motion: str) -> np.ndarray | None:
     if motion == "inspect":
         return _beside_something(scene, rng)
+    if motion == "survey":
+        return _at_the_edge(scene, rng)
     low, high = scene.room.corners.min(axis=0), scene.room.corners.max(axis=0)
     heights = {"walk": (1.2, 1.75), "drive": (0.2, 1.3), "orbit": (0.7, 1.8)}.get(
         motion, (0.7, 1.8)
@@ -127,6 +130,25 @@ def _beside_something(scene: Scene, rng: Rng) -> np.ndarray | None:
     points[:, 2] = (box[:, 2] + box[:, 5] + rng.uniform(0.25, 1.0, 40)).clip(0.5, 1.9)
     free = np.flatnonzero(clearance(scene, points) > _CLEARANCE + 0.05)
     return points[free[0]] if len(free) else None
+
+
+def _at_the_edge(scene: Scene, rng: Rng) -> np.ndarray | None:
+    """A free place near a wall, from where most of the room is in sight."""
+    low, high = scene.room.corners.min(axis=0), scene.room.corners.max(axis=0)
+    points = np.column_stack([rng.uniform(low, high, (200, 2)), rng.uniform(1.0, 1.9, 200)])
+    points = points[clearance(scene, points) > _CLEARANCE + 0.05]
+    if not len(points):
+        return None
+    nearest = np.argsort(scene.room.wall_distance(points[:, :2]))
+    return points[nearest[0]]
+
+
+def _across(scene: Scene, rng: Rng, start: np.ndarray) -> np.ndarray:
+    """One of the places in the room that are furthest away."""
+    low, high = scene.room.corners.min(axis=0), scene.room.corners.max(axis=0)
+    places = rng.uniform(low, high, (20, 2))
+    far = np.argsort(np.linalg.norm(places - start[:2], axis=1))
+    return np.array([*places[far[-rng.integers(1, 6)]], rng.uniform(0.3, 1.5)])
 
 
 def _aim(scene: Scene, rng: Rng, start: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ _MOTIONS = {
     "sway": "sways in the hand in",
     "tour": "is carried all around",
     "inspect": "looks closely at a thing in",
+    "survey": "looks across",
 }
 #: Relations of `Places` in the order in which they are tried: the more telling ones first.
 _PAIRS = ("on", "at", "under", "beside")

@@ -153,9 +153,17 @@ def inspect(s: Surroundings) -> Way:
     return _by_hand(s, (0.05, 0.5), period=1.6)
 
 
+def survey(s: Surroundings) -> Way:
+    """Somebody at the edge of a room looks across it, moving slowly and turning a little."""
+    positions = s.start + 0.15 * s.size * (s.noise(2.5, 3) * [1, 1, 0.4])
+    yaw = s.heading + np.radians(s.rng.uniform(0, 25)) * s.noise(2.0, 1)[:, 0]
+    pitch = s.rng.uniform(-0.3, 0.0) + 0.05 * s.noise(2.0, 1)[:, 0]
+    return Way(positions, positions + _directions(yaw, pitch), roll=0.5)
+
+
 WAYS: dict[str, Callable[[Surroundings], Way]] = {
     motion.__name__: motion
-    for motion in (walk, wander, orbit, rotate, drive, sway, tour, inspect, loop)
+    for motion in (walk, wander, orbit, rotate, drive, sway, tour, inspect, survey, loop)
 }
 
 

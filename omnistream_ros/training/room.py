@@ -80,15 +80,15 @@ class Room:
 
 # Floor area (m^2) and height (m) by kind of room; corridors are long and narrow.
 SIZES = {
-    "living room": ((12, 40), (2.4, 3.2)),
-    "bedroom": ((8, 24), (2.3, 2.9)),
-    "kitchen": ((6, 22), (2.3, 2.9)),
-    "office": ((8, 60), (2.4, 3.4)),
+    "living room": ((14, 60), (2.4, 3.2)),
+    "bedroom": ((9, 30), (2.3, 2.9)),
+    "kitchen": ((7, 32), (2.3, 2.9)),
+    "office": ((9, 110), (2.4, 3.4)),
     "bathroom": ((3.5, 12), (2.2, 2.8)),
-    "dining room": ((9, 35), (2.4, 3.2)),
-    "corridor": ((6, 30), (2.3, 3.0)),
-    "storage room": ((5, 40), (2.2, 4.0)),
-    "classroom": ((25, 80), (2.6, 4.0)),
+    "dining room": ((10, 45), (2.4, 3.2)),
+    "corridor": ((7, 40), (2.3, 3.0)),
+    "storage room": ((6, 60), (2.2, 4.0)),
+    "classroom": ((30, 120), (2.6, 4.0)),
 }
 
 

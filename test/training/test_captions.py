@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnistream_ros.training.annotations import Annotation
-from omnistream_ros.training.captions import counted
+from omnistream_ros.training.camera_path import MOTIONS
+from omnistream_ros.training.captions import counted, sentence
+from omnistream_ros.training.relations import Places
 from omnistream_ros.training.room import Room
 
 ROOM = Room("office", np.array([[0.0, 0.0], [9, 0], [9, 8], [0, 8]]), 2.5, ())
@@ -175,3 +177,11 @@ def test_any_room_has_a_sentence_that_names_nothing_twice(seed: int) -> None:
     if found := re.search(r"\b(it|them)\b", caption):
         number = "a|one|two|three|four|five|six|many"
         assert re.search(rf"\b(on|at|under|beside) ({number}) ", caption[: found.start()])
+
+
+def test_every_motion_that_training_clips_have_is_told() -> None:
+    pairs, alone = np.zeros((0, 0), bool), np.zeros(0, bool)
+    nothing = Places(*[pairs] * 4, *[alone] * 3)
+    for motion, weight in MOTIONS.items():
+        told = sentence("office", [], nothing, motion)
+        assert told.startswith("the camera ") == (weight > 0), motion

@@ -219,6 +219,22 @@ def test_a_loop_sees_its_start_again() -> None:
     assert MOTIONS["loop"] == 0  # training clips are as they were
 
 
+def test_a_survey_looks_across_the_room() -> None:
+    """Seen by a ray through the middle of the image: further than half of the room, on average."""
+    scene, size = box_room(size=6.0), 6.0
+    seen = {"survey": [], "inspect": []}
+    for motion, distances in seen.items():
+        table = Item("box:0", "table", (0.8, 0.5, 0.0), 0.3, (1.0, 0.6, 0.75))
+        room = box_room((table,), size=size)
+        for seed in range(20):
+            pose = make_path(room, np.random.default_rng(seed), 8, 15.0, motion).poses[4]
+            reach = np.linspace(0, 3 * size, 2000)
+            ray = pose[:3, 3] + reach[:, None] * pose[:3, 2]
+            distances.append(reach[np.argmax(clearance(scene, ray) <= 0)])
+    assert np.median(seen["survey"]) > 0.7 * size
+    assert np.median(seen["survey"]) > 1.5 * np.median(seen["inspect"])
+
+
 def test_clearance_is_the_distance_to_boxes_walls_floor_and_ceiling() -> None:
     scene = box_room((Item("box:0", "cube", (0.0, 0.0, 0.5), np.pi / 4, (1.0, 1.0, 1.0)),))
     points = [
