@@ -346,10 +346,18 @@ def _declare_train_matching(commands: Any) -> None:
         commands,
         "train-matching",
         _run_train_matching,
-        "train the matching head (geometric pose) of a model, after every change of its trunk",
+        "train the matching head (geometric pose) of a model, after every change of its trunk, "
+        "resumably",
     )
     command.add_argument("weights", type=Path, help="a .safetensors file")
     command.add_argument("clips", type=Path, help="folder of clips (omnistream render)")
+    command.add_argument(
+        "--run",
+        dest="run_folder",
+        type=Path,
+        required=True,
+        help="folder of the state; the same one again goes on",
+    )
     command.add_argument("--output", type=Path, help="default: the weights file itself")
     command.add_argument("--start-from", type=Path, help="weights with a head to go on from")
     command.add_argument("--steps", type=int, default=800, help="default: %(default)s")
@@ -362,6 +370,7 @@ def _run_train_matching(options: argparse.Namespace) -> None:
 
     settings = MatchingSettings(
         clips=options.clips,
+        run=options.run_folder,
         steps=options.steps,
         clip_count=options.clip_count,
         seed=options.seed,

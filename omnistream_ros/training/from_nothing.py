@@ -13,7 +13,11 @@ from collections.abc import Callable
 from omnistream_ros.model import ModelConfig, load_model
 from omnistream_ros.training.clips import fill
 from omnistream_ros.training.train import train
-from omnistream_ros.training.train_matching import MatchingSettings, train_matching
+from omnistream_ros.training.train_matching import (
+    MatchingSettings,
+    network_of,
+    train_matching,
+)
 from omnistream_ros.training.train_settings import TrainSettings
 
 _TRUNK = "efficientnet_lite0"  # whose features matching reads
@@ -55,5 +59,7 @@ def train_from_nothing(
     model = load_model(settings.output)[0]
     if model.matching_head is None and model.config.patch_embed == _TRUNK:
         report(f"{settings.output} has no matching head for the geometric pose: training one")
-        matching = MatchingSettings(settings.clips, steps=matching_steps)
+        # A training that goes on to other weights needs another head for them.
+        folder = settings.run / f"matching-{network_of(model)[:12]}"
+        matching = MatchingSettings(settings.clips, folder, steps=matching_steps)
         train_matching(settings.output, settings.output, matching, report=report)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The resumable state of a training run: one safetensors file, replaced atomically.
 
-It holds all that the next step depends on: weights, their moving average, both moments and the
-step count of AdamW for every parameter, and a JSON record with the step, the time spent, the list
-of clips in use and the best result so far. Random draws need none: they follow from seed and step.
+It holds all that the next step depends on: weights, their moving average where there is one, both
+moments and the step count of AdamW for every parameter, and a JSON record with the step, the time
+spent, the list of clips in use and the best result so far. Random draws need none: they follow from
+seed and step.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Progress:
     there: dict[str, Any] = field(default_factory=dict)  # those of the output file before the run
     recorded: list[str] = field(default_factory=list)  # clips cut from recordings, in use
     before: dict[str, Any] = field(default_factory=dict)  # what its first weights had behind them
+    network: str = ""  # hash of the frozen network that a head is trained for
 
 
 def write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -69,18 +71,25 @@ def save_state(
     path: Path,
     progress: Progress,
     model: nn.Module,
-    average: nn.Module,
+    average: nn.Module | None,
     optimiser: torch.optim.Optimizer,
     objectives: nn.Module | None = None,
 ) -> None:
     """Writes everything that the next step depends on."""
-    tensors = dict(_named(model, "weights")) | dict(_named(average, "average"))
-    if objectives is not None:
-        tensors |= dict(_named(objectives, "objectives"))
+    tensors: dict[str, Tensor] = {}
+    for prefix, module in _modules(model, average, objectives):
+        tensors |= dict(_named(module, prefix))
     for name, parameter in _trained(model, objectives):
         for key, value in optimiser.state.get(parameter, {}).items():
             tensors[f"optimiser.{key}/{name}"] = value
     write_atomically(path, tensors, {"progress": json.dumps(asdict(progress))})
+
+
+def _modules(
+    model: nn.Module, average: nn.Module | None, objectives: nn.Module | None
+) -> Iterable[tuple[str, nn.Module]]:
+    named = (("weights", model), ("average", average), ("objectives", objectives))
+    return [(prefix, module) for prefix, module in named if module is not None]
 
 
 def _trained(model: nn.Module, objectives: nn.Module | None) -> Iterable[tuple[str, nn.Parameter]]:
@@ -93,7 +102,7 @@ def _trained(model: nn.Module, objectives: nn.Module | None) -> Iterable[tuple[s
 def load_state(
     path: Path,
     model: nn.Module,
-    average: nn.Module,
+    average: nn.Module | None,
     optimiser: torch.optim.Optimizer,
     objectives: nn.Module | None = None,
 ) -> Progress:
@@ -106,10 +115,7 @@ def load_state(
         raise StateError(
             f"{path}: not a training state ({error}); delete it to start anew"
         ) from error
-    modules = [("weights", model), ("average", average)]
-    if objectives is not None:
-        modules.append(("objectives", objectives))
-    for prefix, module in modules:
+    for prefix, module in _modules(model, average, objectives):
         for key, parameter in _named(module, prefix):
             value = stored.get(key)
             if value is None or value.shape != parameter.shape:
@@ -130,3 +136,12 @@ def load_state(
                 for key, value in entries.items()
             }
     return progress
+
+
+def require_seed(path: Path, progress: Progress, seed: int) -> None:
+    """StateError when a run was started with another seed: its draws would be of two runs."""
+    if progress.seed != seed:
+        raise StateError(
+            f"{path} was started with seed {progress.seed}, not {seed}: give the same seed or "
+            "another --run folder"
+        )

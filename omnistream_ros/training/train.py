@@ -41,7 +41,7 @@ from omnistream_ros.training.optimise import follow, learning_rate_factor, stop_
 from omnistream_ros.training.pretrained import load_pretrained_trunk
 from omnistream_ros.training.recorded_clips import recordings_of
 from omnistream_ros.training.run_folder import lock_run, stop_on_signal
-from omnistream_ros.training.state import Progress, load_state, save_state
+from omnistream_ros.training.state import Progress, load_state, require_seed, save_state
 from omnistream_ros.training.team import Team
 from omnistream_ros.training.train_settings import TrainSettings
 
@@ -179,11 +179,7 @@ class Trainer:
         progress = load_state(
             self.state_path, self.model, self.average, self.optimiser, self.objectives
         )
-        if progress.seed != self.settings.seed:
-            raise ValueError(
-                f"{self.state_path} was started with seed {progress.seed}, not "
-                f"{self.settings.seed}: give the same seed or another --run folder"
-            )
+        require_seed(self.state_path, progress, self.settings.seed)
         self.sampler.names, self.sampler.refused = list(progress.clips), dict(progress.refused)
         self.sampler.recorded_names = list(progress.recorded)
         self.report(f"resuming at step {progress.step} of {self.state_path}")

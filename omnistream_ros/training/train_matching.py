@@ -1,36 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains the matching head of a finished model: minutes on one core, one command.
+"""Trains the matching head of a finished model: minutes on one core, one command, resumably.
 
-Everything else of the model is frozen. Four things are asked of the head at once: that the softmax
-peaks where the place is, that the position is right to a fraction of a cell, that the confidence
-knows when it is, and that the motion solved from both moves the points to where they belong.
+Everything else of the model is frozen, so clips go through it once, and pairs of what it saw are
+trained on. The run folder holds the state; a run that goes on sees its clips again.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from omnistream_ros.model import OmniStream, build_model, load_model, save_model
-from omnistream_ros.model.matching import WINDOW, Matches, MatchingHead, flat_places
 from omnistream_ros.training.augment import AugmentSettings, augment
 from omnistream_ros.training.data import find_clips, is_validation
-from omnistream_ros.training.differentiable_motion import project, solve_motion
+from omnistream_ros.training.export import MATCHING_RECORD
 from omnistream_ros.training.head_features import read_takes
+from omnistream_ros.training.matching_losses import match_pairs, matching_losses
 from omnistream_ros.training.matching_pairs import ObservedClip, PairBatch, PairSampler, observe
+from omnistream_ros.training.run_folder import lock_run, stop_on_signal
+from omnistream_ros.training.state import (
+    Progress,
+    StateError,
+    load_state,
+    require_seed,
+    save_state,
+)
 
 MATCHING_WIDTH = 48
-# A match counts as right within this distance, in cells (2 pixels of the model image).
-_RIGHT = 0.5
-_POSE_CAP = 4.0  # cells; a motion that is this wrong teaches nothing about how to improve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,98 +41,112 @@ class MatchingSettings:
     """One training of the matching head."""
 
     clips: Path
+    run: Path  # of the state; the same one again goes on
     steps: int = 800
     pairs_per_step: int = 4
     learning_rate: float = 4e-3
     clip_count: int = 150
     frames_per_clip: int = 10
+    save_period: int = 50
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "pairs_per_step", "clip_count"):
+        for name in ("steps", "pairs_per_step", "clip_count", "save_period"):
             if getattr(self, name) < 1:
                 raise ValueError(f"matching: {name} must be at least 1, got {getattr(self, name)}")
         if self.frames_per_clip < 2:
             raise ValueError("matching: a clip needs at least two frames to make a pair")
 
 
-def matching_losses(matches: Matches, batch: PairBatch) -> dict[str, Tensor]:
-    """Losses of one batch by name, scalars: peak, position, confidence, motion."""
-    local = batch.target - matches.corner  # (B, N, 2) in candidates
-    findable = batch.visible & matches.searched & ((local >= 0) & (local <= WINDOW - 1)).all(-1)
-    count = findable.sum().clamp_min(1)
-
-    error = (matches.position - batch.target).norm(dim=-1)  # (B, N)
-    error = torch.where(findable, error, 0.0)
-    right = findable & (error.detach() < _RIGHT)
-    judged = batch.known & matches.searched
-    confidence = F.binary_cross_entropy_with_logits(
-        matches.confidence, right.float(), reduction="none"
-    )
-    return {
-        "peak": torch.where(findable, _cross_entropy(matches, local), 0.0).sum() / count,
-        "position": error.clamp_max(2.0).sum() / count,
-        "confidence": (confidence * judged).sum() / judged.sum().clamp_min(1),
-        "motion": _motion_loss(matches, batch),
-    }
-
-
-def _cross_entropy(matches: Matches, local: Tensor) -> Tensor:
-    """Against the four candidates around the true place, weighted bilinearly; (B, N)."""
-    local = local.nan_to_num(0.0).clamp(0, WINDOW - 1)
-    low = local.floor().clamp_max(WINDOW - 2).long()
-    part = local - low
-    loss = torch.zeros_like(part[..., 0])
-    for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        wx = part[..., 0] if dx else 1 - part[..., 0]
-        wy = part[..., 1] if dy else 1 - part[..., 1]
-        index = (low[..., 1] + dy) * WINDOW + low[..., 0] + dx
-        chosen = matches.log_probability.gather(2, index.unsqueeze(-1)).squeeze(-1)
-        loss = loss - wx * wy * chosen.clamp_min(-50.0)  # -inf outside of the image
-    return loss
-
-
-def _motion_loss(matches: Matches, batch: PairBatch) -> Tensor:
-    """Mean distance in cells between where the solved and the true motion take the points.
-
-    With true depth: errors of the depth head would drown what matching can be blamed for.
-    """
-    weights = matches.confidence.sigmoid() * (matches.searched & batch.known)
-    motion = solve_motion(
-        batch.points, matches.position, weights, batch.camera, batch.expected, rounds=5
-    )
-    points = torch.where(batch.known.unsqueeze(-1), batch.points, 1.0)
-    moved = points @ motion.matrix[:, :3, :3].transpose(1, 2)
-    moved = moved + motion.matrix[:, None, :3, 3]  # (B, N, 3)
-    pixels = moved[..., :2] / moved[..., 2:].clamp_min(0.1) * batch.camera[:, None, :2]
-    distance = (pixels + batch.camera[:, None, 2:] - batch.target).norm(dim=-1)
-    distance = torch.where(batch.visible, distance, 0.0).clamp_max(_POSE_CAP)
-    return distance.sum() / batch.visible.sum().clamp_min(1)
-
-
 class MatchingTrainer:
-    """Trains `head` on observed clips."""
+    """Trains the matching head of `model`; `run()` goes to the end or until `stopped`.
+
+    Raises:
+        StateError: the run folder has a state of something else, or one that cannot be read.
+    """
 
     weights = {"peak": 1.0, "position": 1.0, "confidence": 0.5, "motion": 1.0}  # noqa: RUF012
 
     def __init__(
-        self, head: MatchingHead, clips: list[ObservedClip], settings: MatchingSettings
+        self,
+        model: OmniStream,
+        settings: MatchingSettings,
+        *,
+        report: Callable[[str], None] = print,
     ) -> None:
-        self.head = head
+        assert model.matching_head is not None
+        self.model, self.head = model, model.matching_head
         self.settings = settings
-        self.sampler = PairSampler(clips, seed=settings.seed, pairs=settings.pairs_per_step)
-        self.optimiser = torch.optim.AdamW(head.parameters(), settings.learning_rate)
-        self.skipped = 0
+        self.report = report
+        self.stopped = False
+        self.optimiser = torch.optim.AdamW(self.head.parameters(), settings.learning_rate)
+        self.state_path = settings.run / "state.safetensors"
+        self.progress = self._restore()
 
-    def step(self, number: int) -> dict[str, float]:
+    def _restore(self) -> Progress:
+        s, network = self.settings, network_of(self.model)
+        if not self.state_path.exists():
+            return Progress(s.seed, network=network)
+        progress = load_state(self.state_path, self.head, None, self.optimiser)
+        require_seed(self.state_path, progress, s.seed)
+        if progress.network != network:
+            raise StateError(
+                f"{self.state_path} is of a matching head for another network, which these weights "
+                "do not have: give the weights that it was begun with, or another --run folder"
+            )
+        self.report(f"resuming at step {progress.step} of {self.state_path}")
+        return progress
+
+    @property
+    def clip_count(self) -> int:
+        """How many clips pairs are drawn from, of those that there were at the beginning."""
+        return min(self.settings.clip_count, len(self.progress.clips))
+
+    def run(self) -> bool:
+        """Trains; returns whether the end has come. The state is saved in either case.
+
+        Raises:
+            ValueError: no training clips, or none to draw pairs from.
+            ClipError: one of the clips cannot be read.
+        """
+        s, p = self.settings, self.progress
+        if p.step >= s.steps:
+            return True
+        began, before = time.monotonic(), p.seconds
+        p.clips = p.clips or training_clips(s.clips)
+        self.report(f"{self.clip_count} of {len(p.clips)} clips through the frozen network")
+        observed = []
+        for clip in observe_clips(self.model, s, p.clips):
+            if self.stopped:
+                return False  # before the first step, or where the state says
+            observed.append(clip)
+        sampler = PairSampler(observed, seed=s.seed, pairs=s.pairs_per_step)
+        self.head.train()
+        recent: list[dict[str, float]] = []
+        while p.step < s.steps and not self.stopped:
+            recent = [*recent, self.step(sampler.batch(p.step))][-100:]
+            p.seconds = before + time.monotonic() - began
+            if p.step % s.save_period == 0:
+                self.save()
+            if p.step % 100 == 0 or p.step == s.steps:
+                means = "  ".join(f"{k} {np.mean([r[k] for r in recent]):.3f}" for k in recent[0])
+                self.report(f"step {p.step}/{s.steps}  {means}  {p.seconds:.0f} s")
+        self.head.eval()
+        self.save()
+        return p.step >= s.steps
+
+    def save(self) -> None:
+        """Writes the state, in place of the one before."""
+        save_state(self.state_path, self.progress, self.head, None, self.optimiser)
+
+    def step(self, batch: PairBatch) -> dict[str, float]:
         """One step; returns the losses. A step whose gradient is not finite is left out."""
-        progress = number / self.settings.steps
-        factor = min(1.0, (number + 1) / 50) * (
-            0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
+        done = self.progress.step / self.settings.steps
+        factor = min(1.0, (self.progress.step + 1) / 50) * (
+            0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
         )
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.learning_rate * factor
-        batch = self.sampler.batch(number)
         losses = matching_losses(match_pairs(self.head, batch), batch)
         total = sum((self.weights[name] * loss for name, loss in losses.items()), torch.zeros(()))
         self.optimiser.zero_grad()
@@ -138,41 +155,44 @@ class MatchingTrainer:
         if norm.isfinite():
             self.optimiser.step()
         else:
-            self.skipped += 1
+            self.progress.refused[f"step {self.progress.step}"] = f"gradient norm {norm.item()}"
+        self.progress.step += 1
         return {name: float(loss.detach()) for name, loss in losses.items()}
 
 
-def match_pairs(head: MatchingHead, batch: PairBatch) -> Matches:
-    """Match a batch as odometry does: around where the expected motion takes the points."""
-    expected = project(batch.predicted_points, batch.camera, batch.expected)
-    key = flat_places(head.describe(batch.key))  # (B, h*w, C)
-    chosen = key.gather(1, batch.chosen.unsqueeze(-1).expand(-1, -1, key.shape[2]))
-    return head.match(chosen, head.describe(batch.current), expected)
+def network_of(model: OmniStream) -> str:
+    """SHA-256 of the weights that the matching head is trained on top of."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if name.startswith(("backbone.", "depth_head.")):
+            digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def training_clips(folder: Path) -> list[str]:
+    """Names of the clips that may be trained on; ValueError without any."""
+    names = [name for name in find_clips(folder) if not is_validation(name)]
+    if not names:
+        raise ValueError(f"no training clips in {folder}; see omnistream render --help")
+    return names
 
 
 def observe_clips(
-    model: OmniStream, settings: MatchingSettings, report: Callable[[str], None] = print
-) -> list[ObservedClip]:
-    """Training clips, augmented and seen through the model."""
-    names = [name for name in find_clips(settings.clips) if not is_validation(name)]
-    if not names:
-        raise ValueError(f"no training clips in {settings.clips}; see omnistream render --help")
+    model: OmniStream, settings: MatchingSettings, names: Sequence[str]
+) -> Iterator[ObservedClip]:
+    """Takes of some of these clips, augmented and seen through the model; the same every time."""
     rng = np.random.default_rng(settings.seed)
-    chosen = rng.permutation(names)[: settings.clip_count]
-    report(f"{len(chosen)} of {len(names)} clips through the frozen network")
-    observed = []
-    for name in chosen:
+    for name in rng.permutation(names)[: settings.clip_count]:
         # Each take is a stream of its own: the past of another place would spoil its depth.
         takes, left = list(read_takes(settings.clips / name)), settings.frames_per_clip
         for number in rng.permutation(len(takes)):
             take = takes[number]
             first = int(rng.integers(max(1, len(take) - left + 1)))
             take = take.frames(np.arange(first, min(len(take), first + left)))
-            observed.append(observe(model, augment(take, rng, AugmentSettings())))
+            yield observe(model, augment(take, rng, AugmentSettings()))
             left -= len(take)
             if left < 2:
                 break
-    return observed
 
 
 def with_fresh_head(model: OmniStream, seed: int) -> OmniStream:
@@ -193,45 +213,49 @@ def train_matching(
     *,
     start_from: str | Path | None = None,
     report: Callable[[str], None] = print,
-) -> None:
+) -> bool:
     """Train the matching head of the model at `source` and write the whole model to `output`.
+
+    Goes on where the run folder says. SIGINT and SIGTERM end it after the current step, saved.
 
     Args:
         start_from: a model whose matching head is the starting point, for a trunk that has changed
             only a little; by default the head begins anew, whatever `source` has.
 
+    Returns:
+        Whether it came to its end, and `output` is written.
+
     Raises:
         ModelError: a model cannot be read or written.
         ValueError: no clips, or `start_from` has no matching head.
+        RunFolderError: another trainer uses the run folder.
+        StateError: its state does not fit, or cannot be written.
     """
-    model, card = load_model(source)
-    model = with_fresh_head(model, settings.seed)
-    head = model.matching_head
-    assert head is not None
-    if start_from is not None:
-        start = load_model(start_from)[0].matching_head
-        if start is None:
-            raise ValueError(f"{start_from} has no matching head to start from")
-        head.load_state_dict(start.state_dict())
+    with lock_run(settings.run):
+        model, card = load_model(source)
+        model = with_fresh_head(model, settings.seed)
+        assert model.matching_head is not None
+        if start_from is not None:
+            start = load_model(start_from)[0].matching_head
+            if start is None:
+                raise ValueError(f"{start_from} has no matching head to start from")
+            model.matching_head.load_state_dict(start.state_dict())
+        trainer = MatchingTrainer(model, settings, report=report)
 
-    began = time.monotonic()
-    trainer = MatchingTrainer(head, observe_clips(model, settings, report), settings)
-    head.train()
-    recent: list[dict[str, float]] = []
-    for number in range(settings.steps):
-        recent = [*recent, trainer.step(number)][-100:]
-        if (number + 1) % 100 == 0 or number + 1 == settings.steps:
-            means = "  ".join(f"{k} {np.mean([r[k] for r in recent]):.3f}" for k in recent[0])
-            seconds = time.monotonic() - began
-            report(f"step {number + 1}/{settings.steps}  {means}  {seconds:.0f} s")
-    head.eval()
-    training = {
-        **card.training,
-        "matching head": {
-            "steps": settings.steps,
-            "clips": len(trainer.sampler.clips),
-            "seconds": round(time.monotonic() - began),
-        },
-    }
-    save_model(output, model, dataclasses.replace(card, training=training))
-    report(f"wrote {output}" + (f"; {trainer.skipped} steps left out" if trainer.skipped else ""))
+        def stop() -> None:
+            trainer.stopped = True
+
+        with stop_on_signal(stop, report):
+            if not trainer.run():
+                return False
+        progress = trainer.progress
+        record = {
+            "steps": progress.step,
+            "clips": trainer.clip_count,
+            "seconds": round(progress.seconds),
+        }
+        training = {**card.training, MATCHING_RECORD: record}
+        save_model(output, model, dataclasses.replace(card, training=training))
+        left_out = len(progress.refused)
+        report(f"wrote {output}" + (f"; {left_out} steps left out" if left_out else ""))
+        return True

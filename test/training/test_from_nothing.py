@@ -8,14 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from test_train import _settings
 from tiny_clips import plane_clip, write_clip
 
 from omnistream_ros.cli import main
-from omnistream_ros.model import NANO, load_model
+from omnistream_ros.model import NANO, build_model, load_model
 from omnistream_ros.training import from_nothing
+from omnistream_ros.training.export import export_weights
 from omnistream_ros.training.from_nothing import train_from_nothing
 from omnistream_ros.training.losses import LossWeights
+from omnistream_ros.training.matching_pairs import PairBatch
+from omnistream_ros.training.train_matching import MatchingTrainer
 from omnistream_ros.training.train_settings import TrainSettings
 
 SMALL = replace(NANO, name="small", width=32, heads=1, head_width=16, model_pixels=64 * 48)
@@ -25,6 +29,10 @@ SMALL = replace(NANO, name="small", width=32, heads=1, head_width=16, model_pixe
 def settings(tmp_path: Path) -> TrainSettings:
     settings = _settings(tmp_path / "clips", tmp_path / "run", 2)
     return replace(settings, frames_per_step=1, lengths={1: 1.0}, output=tmp_path / "w.safetensors")
+
+
+def _quiet(line: str) -> None:
+    """Where the progress lines of tests go."""
 
 
 def _fake_fill(folder: Path, first: int, last: int, pictures: bool) -> None:
@@ -52,6 +60,36 @@ def test_clips_weights_and_matching_head_in_one_go(
     train_from_nothing(SMALL, settings, (0, 3), matching_steps=2, report=said.append)
     assert settings.output.read_bytes() == done
     assert sum("training one" in line for line in said) == 1
+
+
+def test_matching_goes_on_where_it_was_stopped(
+    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And begins anew where the training has gone on to other weights since."""
+    assert settings.output is not None
+    _fake_fill(settings.clips, 0, 3, False)
+    step = MatchingTrainer.step
+
+    def stopped_at_2(self: MatchingTrainer, batch: PairBatch) -> dict[str, float]:
+        if self.progress.step == 2:
+            self.stopped = True
+        return step(self, batch)
+
+    monkeypatch.setattr(MatchingTrainer, "step", stopped_at_2)
+    train_from_nothing(SMALL, settings, matching_steps=5, report=_quiet)
+    monkeypatch.setattr(MatchingTrainer, "step", step)
+    assert load_model(settings.output)[0].matching_head is None
+    said: list[str] = []
+    train_from_nothing(SMALL, settings, matching_steps=5, report=said.append)
+    assert any(line.startswith("resuming at step 3 of") for line in said)
+    assert load_model(settings.output)[1].training["matching head"]["steps"] == 5
+
+    torch.manual_seed(5)
+    export_weights(settings.output, build_model(SMALL), {})  # whose trunk is another
+    said.clear()
+    train_from_nothing(SMALL, settings, matching_steps=5, report=said.append)
+    assert load_model(settings.output)[0].matching_head is not None
+    assert not any("resuming" in line for line in said)
 
 
 def test_a_run_that_was_stopped_trains_no_matching(
