@@ -30,16 +30,13 @@ def _declare_info(commands: Any) -> None:
 def _run_info(options: argparse.Namespace) -> None:
     from omnistream_ros.model import load_model
     from omnistream_ros.model.checkpoint import locate
-    from omnistream_ros.training.licences import licences_in, told
+    from omnistream_ros.training.training_record import rows as rows_of_training
 
     model, card = load_model(options.model)
     megabytes = locate(options.model)[0].stat().st_size / 1e6
     config = model.config
     parameters = sum(parameter.numel() for parameter in model.parameters())
     scale = "metric" if config.metric else "up to scale"
-    training = dict(card.training)
-    if recorded := licences_in(training.get("recorded")):
-        training["recorded"] = told(recorded)
     names = ("depth", "camera", "matching", "language")
     heads = [name for name in names if getattr(model, f"{name}_head") is not None]
     gives = ["features"]
@@ -55,7 +52,7 @@ def _run_info(options: argparse.Namespace) -> None:
         "network": f"{config.depth} blocks of width {config.width}, {config.patch_embed} embedding",
         "heads": ", ".join(heads) or "none (backbone only)",
         "gives": ", ".join(gives),
-        **{f"trained: {key}": value for key, value in training.items()},
+        **{f"trained: {key}": value for key, value in rows_of_training(card.training).items()},
         **{f"accuracy: {key}": value for key, value in card.accuracy.items()},
     }
     width = max(map(len, rows))

@@ -26,6 +26,7 @@ from omnistream_ros.model import (
 from omnistream_ros.training.assets import LICENCES as FURNITURE_LICENCES
 from omnistream_ros.training.licences import collected, licences_in, told, with_earlier
 from omnistream_ros.training.textures import PICTURE_LICENCES
+from omnistream_ros.training.training_record import SUMMED
 
 LICENCE = "Apache-2.0"
 MATCHING_RECORD = "matching head"  # where the card tells how the matching head was trained
@@ -80,7 +81,7 @@ def training_behind(card: ModelCard) -> dict[str, Any]:
         (Path(path).resolve().name, licence)
         for path, licence in licences_in(heads.get("recordings")).items()
     )
-    counts = {name: card.training.get(name, 0) for name in ("steps", "frames", "hours")}
+    counts = {name: card.training.get(name, 0) for name in SUMMED}
     return {
         **counts,
         "recorded": with_earlier(of_heads, licences_in(card.training.get("recorded"))),

@@ -44,6 +44,7 @@ from omnistream_ros.training.run_folder import lock_run, stop_on_signal
 from omnistream_ros.training.state import Progress, load_state, require_seed, save_state
 from omnistream_ros.training.team import Team
 from omnistream_ros.training.train_settings import TrainSettings
+from omnistream_ros.training.training_record import LAST_RUN
 
 
 def _with_language(model: OmniStream, width: int) -> OmniStream:
@@ -299,8 +300,7 @@ class Trainer:
             "steps": p.step + p.before.get("steps", 0),
             "frames": p.frames + p.before.get("frames", 0),
             "hours": round(p.seconds / 3600 + p.before.get("hours", 0), 2),
-            "seed": s.seed,
-            "clips": len(self.sampler.names),
+            LAST_RUN: {"steps": p.step, "seed": s.seed, "clips": len(self.sampler.names)},
             "recorded": with_earlier(own, licences_in(p.before.get("recorded"))),
             "pretrained": p.before.get("pretrained", s.pretrained),
             **{k: v for k, v in p.before.items() if k == MATCHING_RECORD and v is not None},

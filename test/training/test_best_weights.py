@@ -20,6 +20,7 @@ from omnistream_ros.training.recorded_clips import write_recorded_clips
 from omnistream_ros.training.team import Team
 from omnistream_ros.training.train import Trainer
 from omnistream_ros.training.train_settings import TrainSettings
+from omnistream_ros.training.training_record import rows
 
 
 class KilledError(Exception):
@@ -162,9 +163,10 @@ def test_the_card_counts_what_the_first_weights_had_behind_them(
     head = {"steps": 7, "clips": 3}  # trained apart, on features that stay
     start = _weights(
         tmp_path / "start.safetensors",
-        {"steps": 4, "frames": 60, "hours": 1.5, "matching head": head},
+        {"steps": 4, "frames": 60, "hours": 1.5, "seed": 8, "clips": 99, "matching head": head},
     )
     _given_scores(monkeypatch, [0.1, 0.2, 0.3, 0.4])
+    assert rows(load_model(start)[1].training)["last run"] == "seed 8, clips 99"  # of before
     settings = replace(settings, start_from=start, judge_period=2, output=None)
     Trainer(TINY, replace(settings, steps=2), report=_quiet).run()
     # The file that it began with is replaced by its own: resumed, nothing is counted twice.
@@ -176,6 +178,9 @@ def test_the_card_counts_what_the_first_weights_had_behind_them(
     assert training["frames"] == 60 + trainer.progress.frames
     assert training["hours"] == pytest.approx(1.5, abs=0.1)
     assert training["matching head"] == head
+    said = rows(training)
+    assert (said["steps, all runs"], said["last run"]) == (10, "steps 6, seed 0, clips 2")
+    assert "clips" not in training  # beside the sums it would pass for one
 
 
 def test_recordings_of_heads_cannot_judge_either(settings: TrainSettings, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_clips_weights_and_matching_head_in_one_go(
     model, card = load_model(settings.output)
     assert model.matching_head is not None
     assert card.training["matching head"]["steps"] == 2
-    assert card.training["clips"] == 2
+    assert card.training["last run"]["clips"] == 2
     # Again: nothing is left to do, and nothing is done.
     done = settings.output.read_bytes()
     train_from_nothing(SMALL, settings, (0, 3), matching_steps=2, report=said.append)

@@ -163,7 +163,7 @@ def test_moving_average_is_not_the_weights_and_is_what_gets_exported(
     assert score is not None
     assert card.storage_dtype == "float16"
     assert card.training["steps"] == 6
-    assert card.training["seed"] == 0
+    assert card.training["last run"] == {"steps": 6, "seed": 0, "clips": 2}
     assert card.accuracy["held-out rendered clips"]["abs_rel"] == pytest.approx(
         score.abs_rel, abs=1e-4
     )
