@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omnistream_ros.evaluation.recordings import RecordingError
+from omnistream_ros.evaluation.summary import memory_text
 
 #: (label, path into a sequence's numbers, digits, whether lower is better)
 _ROWS: tuple[tuple[str, tuple[str, ...], int, bool], ...] = (
@@ -57,7 +58,9 @@ def compare(first: Path, second: Path) -> str:
     b_by_name = {one["name"]: one for one in b["sequences"]}
     lines = []
     for label, path, content in (("A", first, a), ("B", second, b)):
-        lines.append(f"{label}  {path}  ({_models(content)})")
+        memory = memory_text(content["sequences"])
+        made_by = _models(content) + (f"; {memory}" if memory else "")
+        lines.append(f"{label}  {path}  ({made_by})")
         # The same weights may have run in other ways; the command says in which.
         lines += [f"   {content['command']}"] if content.get("command") else []
     shared = [name for name in a_by_name if name in b_by_name]

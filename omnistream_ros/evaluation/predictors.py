@@ -54,12 +54,14 @@ class Predictor(Protocol):
         sha256: of the weights, empty when there are none.
         metric: whether depth is said to be in metres; None when unknown.
         context_capacity: frames that it can see at most, 0 when unknown.
+        memory: what the stream remembers, see `describe_policy`; empty when unknown.
     """
 
     name: str
     sha256: str
     metric: bool | None
     context_capacity: int
+    memory: dict[str, str | int]
 
     def predict(self, number: int, frame: Frame) -> FramePrediction:
         """The prediction for frame ``number`` (from 0 in the recording)."""
@@ -86,6 +88,7 @@ class ModelPredictor:
         import torch  # scoring files needs no torch
 
         from omnistream_ros.model import load_model
+        from omnistream_ros.model.cache_policy import describe_policy
         from omnistream_ros.stream.result import Outputs
         from omnistream_ros.stream.session import StreamSession
 
@@ -98,6 +101,7 @@ class ModelPredictor:
         self.device = device
         self._session = StreamSession(network, policy=policy)
         self.context_capacity = self._session.context_capacity
+        self.memory = describe_policy(self._session.policy)
         self._outputs = Outputs(depth=network.depth_head is not None, pose=network.has_pose)
 
     def predict(self, number: int, frame: Frame) -> FramePrediction:
@@ -140,6 +144,7 @@ class FilePredictor:
         self.sha256 = ""
         self.metric: bool | None = None
         self.context_capacity = 0
+        self.memory: dict[str, str | int] = {}
         self._read_png = png_depth(per_metre)
         place = folder / "depth" if (folder / "depth").is_dir() else folder
         files = sorted((f for f in place.glob("*") if f.suffix in _SUFFIXES), key=natural_key)

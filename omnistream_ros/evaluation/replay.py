@@ -56,6 +56,7 @@ def replay(
         result.model, result.sha256 = predictor.name, predictor.sha256
         result.metric = predictor.metric
         result.context_capacity = predictor.context_capacity
+        result.memory = predictor.memory
         collector.finish(predictor.trajectory())
     except FAULTS as error:
         return SequenceResult(

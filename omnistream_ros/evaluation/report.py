@@ -12,7 +12,7 @@ from typing import Any
 from omnistream_ros.evaluation import report_figures, report_tables
 from omnistream_ros.evaluation.report_tables import escaped
 from omnistream_ros.evaluation.sequence_result import SequenceResult
-from omnistream_ros.evaluation.summary import EXPLANATIONS
+from omnistream_ros.evaluation.summary import EXPLANATIONS, memory_text
 
 _STYLE = """
 :root { --ink: #22262b; --soft: #6b7178; --line: #e1e4e8; --warn: #b3401e; }
@@ -152,6 +152,7 @@ def _about(content: dict[str, Any], models: list[tuple[str, str]]) -> str:
     rows = {
         "command": content.get("command", ""),
         "model": "; ".join(f"{name} {sha}".strip() for name, sha in models),
+        "memory of a stream": memory_text(content["sequences"]),
         "machine": content.get("machine", ""),
         "versions": ", ".join(f"{k} {v}" for k, v in content.get("versions", {}).items()),
     }

@@ -49,6 +49,7 @@ class SequenceResult:
     Attributes:
         status: ``ok``; ``partial`` when interrupted, with numbers of the frames that were done;
             ``failed``, with ``error`` and without numbers.
+        memory: what the stream remembered, see `describe_policy`; empty when unknown.
         depth: by alignment, named ``mode`` or ``mode (exact)``; empty without ground truth.
         depth_stamps: frames of the depth's per-frame values.
         pose: by alignment; ``static`` is the camera that stands still.
@@ -64,6 +65,7 @@ class SequenceResult:
     sha256: str = ""
     metric: bool | None = None
     context_capacity: int = 0
+    memory: dict[str, str | int] = dataclasses.field(default_factory=dict)
     rows: list[FrameRow] = dataclasses.field(default_factory=list)
     depth: dict[str, SequenceDepth] = dataclasses.field(default_factory=dict)
     depth_stamps: list[int] = dataclasses.field(default_factory=list)

@@ -94,6 +94,7 @@ def sequence_numbers(result: SequenceResult) -> dict[str, Any]:
         "model": result.model,
         "weights_sha256": result.sha256,
         "metric": result.metric,
+        "memory": result.memory,
         "depth": {
             name: {
                 **dataclasses.asdict(depth.metrics),
@@ -114,6 +115,20 @@ def sequence_numbers(result: SequenceResult) -> dict[str, Any]:
     if result.live is not None:
         numbers["live"] = dataclasses.asdict(result.live)
     return numbers
+
+
+def memory_text(sequences: Sequence[dict[str, Any]]) -> str:
+    """What the streams of these sequences remembered, in words; empty where nothing says so.
+
+    Args:
+        sequences: as `sequence_numbers` makes them; those of older files have no ``memory``.
+    """
+    said = []
+    for memory in (one.get("memory") for one in sequences):
+        if memory:
+            numbers = (f"{key} {value}" for key, value in memory.items() if key != "name")
+            said.append(f"{memory['name']} ({', '.join(numbers)})")
+    return "; ".join(dict.fromkeys(said))
 
 
 def latency(result: SequenceResult) -> dict[str, dict[str, float]]:

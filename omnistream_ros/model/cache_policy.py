@@ -329,6 +329,16 @@ def make_policy(name: str, *, sink: int, window: int, keyframes: int, cell: int)
     raise ValueError(f"unknown memory policy {name!r}; known: {', '.join(POLICIES)}")
 
 
+def describe_policy(policy: Policy) -> dict[str, str | int]:
+    """The name of a policy and the numbers that it has a use for, as `make_policy` takes them."""
+    if isinstance(policy, WindowMemory):
+        numbers = {"keyframes": policy.entries, "cell": policy.cell}
+        return {"name": "window+memory", "sink": policy.sink, "window": policy.window, **numbers}
+    if isinstance(policy, Full):
+        return {"name": "full", "window": policy.window}
+    return {"name": "window", "sink": policy.sink, "window": policy.window}
+
+
 def _check_sizes(sink: int, window: int) -> None:
     if sink < 0 or window < 1:
         raise ValueError(

@@ -31,3 +31,23 @@ def perfect_predictions(tmp_path_factory) -> Path:
         Trajectory(path.stamps_ns, 2.0 * path.translations, path.quaternions),
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def model_file(tmp_path_factory) -> str:
+    """Weights of a small network that sees something."""
+    torch = pytest.importorskip("torch")
+    from omnistream_ros.model import ModelCard, ModelConfig, build_model, save_model
+
+    torch.manual_seed(0)
+    config = ModelConfig(
+        name="tiny", width=64, depth=4, heads=1, patch_embed="conv16", taps=(0, 1, 2, 3),
+        head_width=16, model_pixels=48 * 64, metric=True,
+    )  # fmt: skip
+    network = build_model(config)
+    with torch.no_grad():  # an untrained head may be constant, which would test nothing
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    save_model(path, network, ModelCard("tiny", "Apache-2.0"))
+    return str(path)

@@ -123,7 +123,7 @@ def test_depth_of_another_shape_fails(tmp_path, perfect_predictions) -> None:
 class Interrupting:
     """A predictor that is interrupted at its fifth frame."""
 
-    name, sha256, metric, context_capacity = "test", "", True, 0
+    name, sha256, metric, context_capacity, memory = "test", "", True, 0, {}
 
     def predict(self, number, frame) -> FramePrediction:
         if number == 5:

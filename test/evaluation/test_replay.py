@@ -121,25 +121,6 @@ def test_progress_says_rate_and_remaining_time(corridor, tmp_path) -> None:
 # -- a real model ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def model_file(tmp_path_factory) -> str:
-    torch = pytest.importorskip("torch")
-    from omnistream_ros.model import ModelCard, ModelConfig, build_model, save_model
-
-    torch.manual_seed(0)
-    config = ModelConfig(
-        name="tiny", width=64, depth=4, heads=1, patch_embed="conv16", taps=(0, 1, 2, 3),
-        head_width=16, model_pixels=48 * 64, metric=True,
-    )  # fmt: skip
-    network = build_model(config)
-    with torch.no_grad():  # an untrained head may be constant, which would test nothing
-        for parameter in network.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    save_model(path, network, ModelCard("tiny", "Apache-2.0"))
-    return str(path)
-
-
 def test_replay_loses_nothing_and_is_bit_equal_twice(corridor, model_file) -> None:
     options = Options(model=model_file, device="cpu")
     first, second = evaluate_one(corridor, options), evaluate_one(corridor, options)
@@ -228,7 +209,7 @@ def test_ctrl_c_of_the_program_writes_the_report(model_file, tmp_path) -> None:
 class Constant:
     """Two metres everywhere."""
 
-    name, sha256, metric, context_capacity = "test", "", True, 0
+    name, sha256, metric, context_capacity, memory = "test", "", True, 0, {}
 
     def predict(self, number, frame) -> FramePrediction:
         return FramePrediction(depth=np.full((24, 32), 2.0, np.float32))

@@ -130,6 +130,27 @@ def test_compare(evaluation, tmp_path, corridor) -> None:
             compare(tmp_path, other)
 
 
+def test_the_report_says_what_the_stream_remembered(
+    evaluation, corridor, model_file, tmp_path
+) -> None:
+    options = Options(model_file, "cpu", memory="window+memory", sink=2, window=3, keyframes=4)
+    evaluate_command.run([corridor], options, tmp_path, say=silent)
+    (one,) = json.loads((tmp_path / "metrics.json").read_text())["sequences"]
+    memory = {"name": "window+memory", "sink": 2, "window": 3, "keyframes": 4, "cell": 2}
+    assert one["memory"] == memory
+    words = "window+memory (sink 2, window 3, keyframes 4, cell 2)"
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"<dt>memory of a stream</dt><dd>{words}</dd>" in page
+    assert f"{one['weights_sha256'][:12]}; {words})" in compare(tmp_path, evaluation)
+    # Predictions of others, and files of before, do not say.
+    assert "memory of a stream" not in (evaluation / "report.html").read_text(encoding="utf-8")
+    old = json.loads((evaluation / "metrics.json").read_text())
+    assert old["sequences"][0].pop("memory") == {}
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "metrics.json").write_text(json.dumps(old))
+    assert compare(tmp_path / "old", evaluation)
+
+
 def test_out_that_cannot_be_written_is_known_before_the_work(corridor, tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):

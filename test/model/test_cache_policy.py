@@ -21,6 +21,7 @@ from omnistream_ros.model.cache_policy import (
     StreamState,
     Window,
     WindowMemory,
+    describe_policy,
     make_policy,
 )
 from omnistream_ros.model.cache_storage import TensorStorage, turned
@@ -239,6 +240,15 @@ def test_policies_by_name():
     assert make_policy("window+memory", **numbers) == WindowMemory(2, 5, 7, 3)
     with pytest.raises(ValueError, match=r"window, full, window\+memory"):
         make_policy("everything", **numbers)
+
+
+def test_a_policy_is_described_by_what_makes_it():
+    unused = {"sink": 8, "window": 8, "keyframes": 8, "cell": 8}
+    for policy in (Window(2, 5), Full(5), WindowMemory(2, 5, 7, 3)):
+        described = describe_policy(policy)
+        assert make_policy(**{**unused, **described}) == policy
+        assert 8 not in described.values()
+    assert describe_policy(Full(5)) == {"name": "full", "window": 5}  # and nothing without a use
 
 
 @pytest.mark.parametrize("policy", [Window(1, 99), Full(99), WindowMemory(1, 99, 4, 2)], ids=str)
