@@ -33,6 +33,7 @@ class DepthMetrics:
         sq_rel: mean (p - t)^2 / t, metres.
         rmse: root mean (p - t)^2, metres.
         log_rmse: root mean (log p - log t)^2.
+        log_mae: mean |log p - log t|.
         delta1, delta2, delta3: share of pixels with max(p / t, t / p) < 1.25, 1.25^2, 1.25^3.
         pixels: how many pixels were compared.
     """
@@ -41,13 +42,14 @@ class DepthMetrics:
     sq_rel: float
     rmse: float
     log_rmse: float
+    log_mae: float
     delta1: float
     delta2: float
     delta3: float
     pixels: int
 
 
-_NAMES = ("abs_rel", "sq_rel", "rmse", "log_rmse", "delta1", "delta2", "delta3")
+_NAMES = ("abs_rel", "sq_rel", "rmse", "log_rmse", "log_mae", "delta1", "delta2", "delta3")
 _SQUARED = ("rmse", "log_rmse")
 
 
@@ -171,6 +173,7 @@ def _sums(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
             (error * error / t).sum(),
             (error * error).sum(),
             (log_error * log_error).sum(),
+            np.abs(log_error).sum(),
             *((ratio < 1.25**power).sum() for power in (1, 2, 3)),
             t.size,
         ],

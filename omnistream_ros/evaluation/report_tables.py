@@ -72,6 +72,7 @@ def depth_table(numbers: dict[str, Any]) -> str:
                     _number(depth["sq_rel"], 3),
                     _number(depth["rmse"], 3),
                     _number(depth["log_rmse"], 3),
+                    _number(depth["log_mae"], 3),
                     *(_percent(depth[f"delta{power}"]) for power in (1, 2, 3)),
                     _number(alignment.get("scale"), 3),
                     _number(alignment.get("shift"), 3),
@@ -79,7 +80,7 @@ def depth_table(numbers: dict[str, Any]) -> str:
                 "baseline" if name == "constant" else "",
             )
         )
-    head = ("alignment", "AbsRel", "SqRel", "RMSE", "log RMSE", "&lt; 1.25",
+    head = ("alignment", "AbsRel", "SqRel", "RMSE", "log RMSE", "log MAE", "&lt; 1.25",
             "&lt; 1.25<sup>2</sup>", "&lt; 1.25<sup>3</sup>", "scale", "shift")  # fmt: skip
     first = next(iter(numbers["depth"].values()))
     text = f"{first['pixels']:,} pixels"

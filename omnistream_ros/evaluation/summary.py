@@ -30,6 +30,7 @@ EXPLANATIONS = {
     "SqRel": "mean of (predicted - true)^2 / true, in metres; large errors count more",
     "RMSE": "root mean square depth error in metres",
     "log RMSE": "root mean square difference of the logarithms of depth",
+    "log MAE": "mean absolute difference of the logarithms of depth; too near costs like too far",
     "d < 1.25": "share of pixels whose depth is within a factor of 1.25 of the truth; also ^2, ^3",
     "metric": "depth as predicted, without any alignment",
     "scale": "one factor per sequence, by the protocol's ten reweighted rounds",

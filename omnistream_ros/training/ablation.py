@@ -137,7 +137,8 @@ def _measure(
     if trainer.progress.step < settings.steps:
         return None
     model: OmniStream = trainer.average
-    clips = validation_clips(settings.clips, limit=settings.held_out, length=16)
+    held_out = validation_clips(settings.clips, limit=settings.held_out, length=16)
+    clips = list(held_out.values())
     depth, camera = score_clips(model, clips), score_camera_on_clips(model, clips)
     probing = table.ProbeSettings(
         settings.probe_clips, count=settings.probe_count, motion_steps=settings.motion_steps

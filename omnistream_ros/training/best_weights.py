@@ -7,9 +7,9 @@ before. What is best is part of the training state, so a judgement must come bef
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from omnistream_ros.model import ModelError, OmniStream, load_model
@@ -21,6 +21,7 @@ from omnistream_ros.training.state import Progress
 from omnistream_ros.training.train_settings import TrainSettings
 
 FRAMES = 16  # of a held-out clip
+JUDGED_BY = ("judge", "names")  # what a score is known by, beside its step and number of clips
 
 
 def judge_name(settings: TrainSettings) -> str:
@@ -51,28 +52,45 @@ class BestWeights:
         self._model, self._settings, self._progress = model, settings, progress
         self._table, self._record, self._report = table, record, report
         self._file = settings.run / "best.safetensors"
+        self._names: list[str] = []  # of rendered clips
         if settings.held_out:
             self._clips = clips_of_recordings(settings.held_out, model.config, length=FRAMES)
         else:
             count = settings.validation_count
-            self._clips = validation_clips(settings.clips, limit=count, length=FRAMES)
+            rendered = validation_clips(settings.clips, limit=count, length=FRAMES)
+            self._names, self._clips = list(rendered), list(rendered.values())
 
-    def judge_beginning(self) -> None:
-        """Scores the file that the best weights would replace, for only better ones shall, and the
-        weights to begin with."""
-        output = self._settings.output
-        if output is not None and output.exists() and self._clips:
-            try:
-                there = load_model(output)[0]
-            except ModelError as error:
-                self._report(f"{error}; it will be replaced")
-            else:
-                if there.depth_head is not None:
-                    score = score_clips(there, self._clips)
-                    self._progress.there = self._found(score)
-                    self._report(f"{output}, held-out clips: {score}")
-        if self._settings.start_from is not None:
+    def judge_what_is_there(self) -> None:
+        """Before the first step of a run: scores the file that the best weights would replace, for
+        only better ones shall, and the weights to begin with. Of a run that goes on: scores again
+        what was judged otherwise, by other clips or by a number that is not compared any more.
+        """
+        p, output = self._progress, self._settings.output
+        others = [old for old in (p.best, p.there) if old and not self._comparable(old)]
+        if not self._clips or (p.step and not others):
+            return
+        if p.step:
+            self._report("what is best so far was judged otherwise: it is judged again")
+        if output is not None and output.exists():
+            p.there = self._score_file(output)
+        if p.best:
+            again = self._score_file(self._file)
+            p.best = again and {**again, "step": p.best["step"]}
+        elif not p.step and self._settings.start_from is not None:
             self.judge()
+
+    def _score_file(self, path: Path) -> dict[str, Any]:
+        """The score of a weights file; empty when it has none."""
+        try:
+            there = load_model(path)[0]
+        except ModelError as error:
+            self._report(f"{error}; it will be replaced")
+            return {}
+        if there.depth_head is None:
+            return {}
+        score = score_clips(there, self._clips)
+        self._report(f"{path}, held-out clips: {score}")
+        return self._found(score)
 
     def judge(self) -> HeldOutScore | None:
         """Scores the weights and keeps them when they are the best so far."""
@@ -86,12 +104,11 @@ class BestWeights:
         p, output = self._progress, self._settings.output
         score = score_clips(self._model, self._clips)
         self._table.add_score(p.step, score)
-        found, mark = self._found(score), ""
-        # By delta: AbsRel forgives too near more than too far, and would reward a bias.
-        if score.delta_1 > _comparable(p.best, found):
-            p.best, mark = found, "  (best so far)"
+        mark = ""
+        if self._beats(score, p.best):
+            p.best, mark = self._found(score), "  (best so far)"
             export_weights(self._file, self._model, self._record())
-            if output is not None and score.delta_1 > _comparable(p.there, found):
+            if output is not None and self._beats(score, p.there):
                 export_weights(output, self._model, self._record())
         self._report(f"step {p.step}  held-out clips: {score}{mark}")
         return score
@@ -125,17 +142,23 @@ class BestWeights:
                 f"{self._file}, are better"
             )
 
+    def _judges(self) -> dict[str, Any]:
+        """What weights are judged by. The names tell clips that rendering has added since."""
+        name = judge_name(self._settings)
+        return {"clips": len(self._clips), "judge": name, "names": self._names}
+
     def _found(self, score: HeldOutScore) -> dict[str, Any]:
         """A score with its step, and by what it was judged."""
-        judges = {"clips": len(self._clips), "judge": judge_name(self._settings)}
-        return {"step": self._progress.step, **judges, **score.as_dict()}
+        return {"step": self._progress.step, **self._judges(), **score.as_dict()}
 
+    def _comparable(self, old: dict[str, Any]) -> bool:
+        """Whether an old score is of the same clips, and has the number that decides.
 
-def _comparable(old: dict[str, Any], new: dict[str, Any]) -> float:
-    """The delta of an old score; -inf where it cannot be compared with the new one.
+        Rendering may have added held-out clips since, a resumed run been given other recordings, or
+        the state be of a version that went by delta.
+        """
+        return "log_mae" in old and all(old.get(k) == v for k, v in self._judges().items())
 
-    Rendering may have added held-out clips since, or a resumed run been given other recordings.
-    """
-    if any(old.get(name) != new[name] for name in ("clips", "judge")):
-        return -math.inf
-    return float(old["delta_1"])
+    def _beats(self, score: HeldOutScore, old: dict[str, Any]) -> bool:
+        """Whether a score is better than an old one, or cannot be compared with it."""
+        return not self._comparable(old) or score.better_than(old)

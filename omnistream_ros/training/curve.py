@@ -20,7 +20,7 @@ _TERMS = [
     *OBJECTIVE_TERMS,
 ]
 _COLUMNS = ["step", "frames", "seconds", "gradient_norm", *_TERMS]
-_SCORE_COLUMNS = ["step", "abs_rel", "abs_rel_scaled", "delta_1", "delta_1_scaled"]
+_SCORE_COLUMNS = ["step", "abs_rel", "abs_rel_scaled", "delta_1", "delta_1_scaled", "log_mae"]
 
 
 class LossTable:
@@ -105,10 +105,15 @@ def draw_curve(losses: Path, scores: Path, picture: Path) -> None:
     terms.set_ylabel("training loss (mean)")
     terms.legend(ncols=2, fontsize=7)
     judgements = [row for row in _read(scores) if row["step"] in frames_at]
-    x = [frames_at[row["step"]] for row in judgements]
-    for name, label in (("abs_rel", "no alignment"), ("abs_rel_scaled", "one scale per clip")):
-        judged.plot(x, [float(row[name]) for row in judgements], marker=".", label=label)
-    judged.set_ylabel("AbsRel, held-out clips")
+    for name, label in (
+        ("log_mae", "log MAE"),
+        ("abs_rel", "AbsRel"),
+        ("abs_rel_scaled", "AbsRel, one scale per clip"),
+    ):
+        # Rows of before a number was told have none.
+        points = [(frames_at[row["step"]], float(row[name])) for row in judgements if row[name]]
+        judged.plot([x for x, _ in points], [y for _, y in points], marker=".", label=label)
+    judged.set_ylabel("error, held-out clips")
     judged.set_xlabel("frames seen")
     judged.set_ylim(bottom=0)
     judged.grid(alpha=0.3)

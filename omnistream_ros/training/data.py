@@ -10,6 +10,7 @@ of clips, so training that was killed goes on with exactly the batches it would 
 
 from __future__ import annotations
 
+import itertools
 import re
 import zipfile
 from collections.abc import Callable, Sequence
@@ -380,20 +381,32 @@ def walk_to_and_fro(
     return np.asarray(bounds[take] + last - np.abs(walked % (2 * last) - last))
 
 
-def validation_clips(folder: Path, *, limit: int, length: int) -> list[Clip]:
-    """The first `limit` held-out takes of at least `length` frames, cut to that, unaugmented.
+def validation_clips(folder: Path, *, limit: int, length: int) -> dict[str, Clip]:
+    """By name up to `limit` held-out takes of at least `length` frames, cut to that, unaugmented.
 
-    A clip that cannot be read is passed over: it would be missing from every judgement alike.
+    Evenly spread over the held-out clips that are there, for a folder may have several generations
+    of rooms. A clip that cannot be read or is too short is passed over for its neighbour: it would
+    be missing from every judgement alike.
     """
-    clips = []
-    for name in filter(is_validation, find_clips(folder)):
-        try:
-            clips.append(read_clip(folder / name, lambda bounds: _first_take(bounds, length)))
-        except ClipError:
-            continue
-        if len(clips) == limit:
-            break
-    return clips
+    held_out = list(filter(is_validation, find_clips(folder)))
+    found: dict[str, Clip] = {}
+    names = held_out
+    while names and len(found) < limit:
+        bounds = np.linspace(0, len(names), limit - len(found) + 1).astype(int)
+        left: set[str] = set()  # for where other parts have none
+        for first, end in itertools.pairwise(bounds):
+            middle = (first + end) // 2
+            part = names[middle:end] + names[first:middle]
+            for number, name in enumerate(part):
+                try:
+                    clip = read_clip(folder / name, lambda bounds: _first_take(bounds, length))
+                except ClipError:
+                    continue
+                found[name] = clip
+                left.update(part[number + 1 :])
+                break
+        names = [name for name in names if name in left]
+    return {name: found[name] for name in held_out if name in found}
 
 
 def _first_take(bounds: NDArray[np.int64], length: int) -> NDArray[np.int64]:

@@ -28,7 +28,7 @@ from omnistream_ros.model import (
     load_model,
 )
 from omnistream_ros.model.sentence_encoder import WIDTH
-from omnistream_ros.training.best_weights import BestWeights, judge_name
+from omnistream_ros.training.best_weights import JUDGED_BY, BestWeights, judge_name
 from omnistream_ros.training.bfloat16 import keep_depthwise_in_float32
 from omnistream_ros.training.curve import LossTable
 from omnistream_ros.training.data import Batch, ClipSampler
@@ -192,8 +192,7 @@ class Trainer:
         best: BestWeights | None = None  # the first process alone judges
         if self.team.leads:
             best = BestWeights(self.average, s, p, self.table, self._record, self.report)
-            if not p.step:
-                best.judge_beginning()
+            best.judge_what_is_there()
         score, started, spoken = None, self.clock(), self.clock()
         seconds_before, frames_before = p.seconds, p.frames
         # A run that has ended for want of patience does not go on by being started again.
@@ -304,7 +303,7 @@ class Trainer:
             "recorded": with_earlier(own, licences_in(p.before.get("recorded"))),
             "pretrained": p.before.get("pretrained", s.pretrained),
             **{k: v for k, v in p.before.items() if k == MATCHING_RECORD and v is not None},
-            "held_out": {name: value for name, value in p.best.items() if name != "judge"},
+            "held_out": {k: v for k, v in p.best.items() if k not in JUDGED_BY},
             **({"judge": judge_name(s)} if s.held_out else {}),
         }
 

@@ -10,7 +10,6 @@ any time; the last part of every recording is held out and says how good the hea
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -185,8 +184,7 @@ class HeadTrainer:
 
         score = score_depths(depths())
         table.add_score(progress.step, score)
-        best = progress.best.get("delta_1", -math.inf)
-        if score.delta_1 > best:
+        if score.better_than(progress.best):
             pose = _camera_errors(model, [c for c in held_out if c.posed], self.settings.device)
             progress.best = {"step": progress.step, **score.as_dict(), **pose}
             named = {name: value for name, value in self.average.state_dict().items()}

@@ -53,7 +53,7 @@ class TrainSettings:
     ray_period: int = 4  # rays cost a second decoder; every n-th step pays for it
     save_period: int = 100
     judge_period: int = 300
-    validation_count: int = 10  # of rendered clips, unless `held_out` says otherwise
+    validation_count: int = 24  # of rendered clips, unless `held_out` says otherwise
     held_out: tuple[Path, ...] = ()  # recordings that judge the weights
     patience: int | None = None  # so many judgements in a row without a better one end the run
     # Fine-tuning for long streams: all clips of this many frames, walked to and fro, seen through

@@ -54,11 +54,11 @@ def plain_metrics(p: np.ndarray, t: np.ndarray) -> dict[str, float]:
         ratio = max(a / b, b / a)
         rows.append(
             (abs(a - b) / b, (a - b) ** 2 / b, (a - b) ** 2, (np.log(a) - np.log(b)) ** 2,
-             ratio < 1.25, ratio < 1.25**2, ratio < 1.25**3)
+             np.log(ratio), ratio < 1.25, ratio < 1.25**2, ratio < 1.25**3)
         )  # fmt: skip
     means = np.array(rows, dtype=float).mean(axis=0)
     means[2:4] = np.sqrt(means[2:4])
-    names = ("abs_rel", "sq_rel", "rmse", "log_rmse", "delta1", "delta2", "delta3")
+    names = ("abs_rel", "sq_rel", "rmse", "log_rmse", "log_mae", "delta1", "delta2", "delta3")
     return dict(zip(names, means, strict=True))
 
 
@@ -88,7 +88,7 @@ def test_sequence_agrees_with_independent_computation(mode: str, way: str) -> No
     else:
         aligned = least_absolute(p, t, shift=mode == "scale_shift")
     expected = plain_metrics(np.maximum(aligned, 1e-3), t)
-    for name in ("log_rmse", "delta1", "delta2", "delta3"):
+    for name in ("log_rmse", "log_mae", "delta1", "delta2", "delta3"):
         assert getattr(result.metrics, name) == pytest.approx(expected[name], abs=1e-6)
     expected = plain_metrics(aligned, t) if (aligned > 0).all() else expected
     for name in ("abs_rel", "sq_rel", "rmse"):
@@ -174,6 +174,7 @@ def test_a_perfect_prediction_is_perfect_under_every_alignment() -> None:
     assert (metrics.abs_rel, metrics.delta1) == (pytest.approx(1.0), 0.0)
     assert metrics.delta3 == 0.0  # 2 > 1.25^3
     assert metrics.log_rmse == pytest.approx(np.log(2))
+    assert metrics.log_mae == pytest.approx(np.log(2))
 
 
 def test_per_frame_values_and_their_pixel_weighted_mean() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from tiny_recordings import write_tum_recording
 
 from omnistream_ros.model import build_model, load_model
 from omnistream_ros.model.sentence_encoder import WIDTH
+from omnistream_ros.training import best_weights
 from omnistream_ros.training.data import Batch
 from omnistream_ros.training.export import export_weights
+from omnistream_ros.training.held_out import HeldOutScore
 from omnistream_ros.training.recorded_clips import write_recorded_clips
 from omnistream_ros.training.team import Team
 from omnistream_ros.training.train import Trainer
@@ -105,6 +108,89 @@ def test_a_broken_file_in_the_way_is_replaced_with_a_word(settings: TrainSetting
     Trainer(TINY, replace(settings, steps=5), report=said.append).run()
     load_model(settings.output)
     assert any("it will be replaced" in line for line in said)
+
+
+def test_the_lowest_error_is_kept_and_not_the_highest_delta(
+    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([(0.7212, 0.20), (0.7216, 0.21), (0.7000, 0.18), (0.7100, 0.18)])
+
+    def score(model: object, clips: list) -> HeldOutScore:
+        delta, error = next(found)
+        return HeldOutScore(0.5, 0.5, delta, 0.5, log_mae=error)
+
+    monkeypatch.setattr(best_weights, "score_clips", score)
+    trainer = Trainer(TINY, settings, report=_quiet)
+    trainer.run()
+    assert trainer.progress.best["step"] == 15
+    (figures,) = load_model(settings.run / "best.safetensors")[1].accuracy.values()
+    assert (figures["step"], figures["log_mae"], figures["clips"]) == (15, 0.18, 1)
+    assert "names" not in figures
+    rows = (settings.run / "held_out.csv").read_text().splitlines()
+    assert rows[0].endswith(",log_mae")
+    assert rows[3].split(",")[0] == "15"
+    assert rows[3].split(",")[-1] == "0.18000"
+
+
+def test_a_run_that_was_judged_by_delta_goes_on(
+    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its state and table can be read, and its best weights are only replaced by better ones."""
+    assert settings.output is not None
+    _given_scores(monkeypatch, [0.7, 0.6])
+    Trainer(TINY, replace(settings, steps=10), report=_quiet).run()
+    files = (settings.run / "best.safetensors", settings.output)
+    kept = [file.read_bytes() for file in files]
+    trainer = Trainer(TINY, settings, report=_quiet)
+    old = {"abs_rel": 0.2, "abs_rel_scaled": 0.2, "delta_1": 0.7, "delta_1_scaled": 0.7}
+    trainer.progress.best = {"step": 5, "clips": 1, "judge": "rendered clips", **old}
+    trainer._save()
+    table = settings.run / "held_out.csv"
+    table.write_text("step,abs_rel,abs_rel_scaled,delta_1,delta_1_scaled\n5,0.2,0.2,0.7,0.7\n")
+
+    # The output file and the best weights again, then those of steps 15 and 20.
+    shown = _given_scores(monkeypatch, [0.7, 0.7, 0.6, 0.65])
+    said: list[str] = []
+    again = Trainer(TINY, settings, report=said.append)
+    assert again.progress.best["delta_1"] == 0.7
+    again.run()
+    assert len(shown) == 4
+    assert any("it is judged again" in line for line in said)
+    assert again.progress.best["step"] == 5
+    assert again.progress.best["log_mae"] == pytest.approx(0.3)
+    assert [file.read_bytes() for file in files] == kept
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["log_mae"]) for row in rows] == [
+        ("5", ""),
+        ("15", "0.40000"),
+        ("20", "0.35000"),
+    ]
+    Trainer(TINY, settings, report=said.append).run()
+    assert sum("it is judged again" in line for line in said) == 1
+
+
+def test_other_clips_judge_again_what_is_best(
+    settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as before, but others: their scores do not compare."""
+    folder = tmp_path / "growing"
+    folder.mkdir()
+    for number in (0, 1):
+        write_clip(folder / f"clip_{number:06d}.npz", plane_clip(seed=number, frames=16))
+    settings = replace(settings, clips=folder, validation_count=1)
+    _given_scores(monkeypatch, [0.7])
+    Trainer(TINY, replace(settings, steps=5), report=_quiet).run()
+    for number in (50, 100):
+        write_clip(folder / f"clip_{number:06d}.npz", plane_clip(seed=number, frames=16))
+    _given_scores(monkeypatch, [0.4, 0.4, 0.5, 0.3])
+    trainer = Trainer(TINY, replace(settings, steps=15), report=_quiet)
+    assert trainer.progress.best["names"] == ["clip_000000.npz"]
+    trainer.run()
+    best = trainer.progress.best
+    assert (best["step"], best["delta_1"], best["names"]) == (10, 0.5, ["clip_000050.npz"])
+    assert settings.output is not None
+    assert load_model(settings.output)[1].training["steps"] == 10
 
 
 class Follower(Team):

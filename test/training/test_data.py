@@ -430,7 +430,32 @@ def test_sampler_leaves_out_held_out_and_broken_clips(tmp_path: Path) -> None:
     assert sampler.names == ["clip_000051.npz"], "a refused clip does not come back"
     assert is_validation("clip_000050.npz")
     (tmp_path / "clip_000000.npz").write_bytes(b"not a zip")
-    assert [len(c) for c in validation_clips(tmp_path, limit=3, length=5)] == [5]
+    held_out = validation_clips(tmp_path, limit=3, length=5)
+    assert {name: len(clip) for name, clip in held_out.items()} == {"clip_000050.npz": 5}
+
+
+def test_held_out_clips_are_spread_over_those_that_will_do(tmp_path: Path) -> None:
+    """Old rooms and new in one folder: both judge, though some clips of each will not do."""
+    sizes = {number: 3 for number in range(0, 1200, 50)}
+    del sizes[150]
+    (tmp_path / "clip_000150.npz").write_bytes(b"not a zip")
+    sizes[1150] = sizes[1100] = 2  # too short
+    for number, frames in sizes.items():
+        write_clip(tmp_path / f"clip_{number:06d}.npz", plane_clip(number, frames, size=(8, 8)))
+    write_clip(tmp_path / "clip_000001.npz", plane_clip(1, 3, size=(8, 8)))
+
+    def numbers(limit: int) -> list[int]:
+        chosen = validation_clips(tmp_path, limit=limit, length=3)
+        assert all(len(clip) == 3 for clip in chosen.values())
+        return [int(name[5:11]) for name in chosen]
+
+    assert numbers(1) == [600]
+    assert numbers(4) == [200, 450, 750, 1050]  # its neighbour where 150 is broken
+    assert numbers(4) == numbers(4)
+    assert max(numbers(6)) >= 1000
+    whole = [n for n in range(0, 1100, 50) if n != 150]
+    assert numbers(len(whole)) == numbers(99) == whole  # all, though parts of the folder have none
+    assert numbers(0) == []
 
 
 def test_no_readable_clip_left_is_an_error(tmp_path: Path) -> None:

@@ -64,12 +64,13 @@ def settings(clips: Path, recording: Path, tmp_path: Path) -> TrainSettings:
 
 
 def _given_scores(monkeypatch: pytest.MonkeyPatch, deltas: list[float]) -> list[int]:
-    """Lets the judge find these; returns the numbers of clips that it was shown."""
+    """Lets the judge find these, and errors to match; returns how many clips it was shown."""
     shown: list[int] = []
 
     def score(model: object, clips: list) -> HeldOutScore:
         shown.append(len(clips))
-        return HeldOutScore(0.5, 0.5, deltas[min(len(shown), len(deltas)) - 1], 0.5)
+        delta = deltas[min(len(shown), len(deltas)) - 1]
+        return HeldOutScore(0.5, 0.5, delta, 0.5, log_mae=1 - delta)
 
     monkeypatch.setattr(best_weights, "score_clips", score)
     return shown
