@@ -89,9 +89,9 @@ class MatchingHead(nn.Module):
         corner = expected.round().long() - WINDOW // 2  # (B, N, 2)
         x = corner[..., :1] + torch.arange(WINDOW, device=places.device)  # (B, N, WINDOW)
         y = corner[..., 1:] + torch.arange(WINDOW, device=places.device)
-        inside = ((y >= 0) & (y < height)).unsqueeze(-1) & ((x >= 0) & (x < width)).unsqueeze(-2)
-        inside = inside.flatten(2)  # (B, N, K)
-        searched = inside.any(-1)
+        rows, columns = (y >= 0) & (y < height), (x >= 0) & (x < width)
+        inside = (rows.unsqueeze(-1) & columns.unsqueeze(-2)).flatten(2)  # (B, N, K)
+        searched = rows.any(-1) & columns.any(-1)
         row = y.clamp(0, height - 1).unsqueeze(-1) * width
         index = (row + x.clamp(0, width - 1).unsqueeze(-2)).flatten(2)  # (B, N, K) into h*w
 
@@ -99,17 +99,17 @@ class MatchingHead(nn.Module):
         # much cheaper than collecting N*K descriptors.
         similarity = torch.bmm(places, current.flatten(2))  # (B, N, h*w)
         similarity = similarity.gather(2, index)  # (B, N, K)
-        score = (similarity * self.log_temperature.exp()).masked_fill(~inside, -torch.inf)
         # A row without candidates would be 0/0 and poison its neighbours' gradients.
-        score = score.masked_fill(~searched.unsqueeze(-1), 0.0)
+        outside = torch.where(searched, -torch.inf, 0.0).unsqueeze(-1)
+        score = torch.where(inside, similarity * self.log_temperature.exp(), outside)
         log_probability = score.log_softmax(-1)
 
         probability = log_probability.exp()
         best = probability.detach().argmax(-1, keepdim=True)  # (B, N, 1)
-        near = _near_peak(places.device)[best.squeeze(-1)]  # (B, N, K)
-        mass = (probability * near).clamp_min(1e-12)
+        offsets, near_peak = _window(places.device)
+        mass = (probability * near_peak[best.squeeze(-1)]).clamp_min(1e-12)
         total = mass.sum(-1, keepdim=True)  # (B, N, 1)
-        middle = (mass @ cell_grid(WINDOW, WINDOW, mass.device)) / total  # (B, N, 2)
+        middle = (mass @ offsets) / total  # (B, N, 2)
 
         entropy = -(probability * log_probability.clamp_min(-50.0)).sum(-1, keepdim=True)
         best_similarity = similarity.gather(2, best)
@@ -138,8 +138,8 @@ def cell_grid(height: int, width: int, device: torch.device | str = "cpu") -> Te
 
 
 @lru_cache(maxsize=4)
-def _near_peak(device: torch.device) -> Tensor:
-    """For each candidate the ones around it, (K, K) float32 of zeros and ones."""
+def _window(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Candidates from the first, (K, 2); and for each the ones around it, (K, K), 0 and 1."""
     offsets = cell_grid(WINDOW, WINDOW, device)
     distance = (offsets.unsqueeze(1) - offsets).abs().amax(-1)
-    return (distance <= _PEAK).float()
+    return offsets, (distance <= _PEAK).float()

@@ -7,7 +7,8 @@ by the network's depth as a prior (see `keyframes`). Robust Gauss-Newton; the de
 places are eliminated in closed form (Schur's complement; Triggs et al., Bundle Adjustment, 2000),
 so that a step costs a few milliseconds.
 
-F frames, E directed edges, N places in each frame, D = 6 + 3 parameters of a frame.
+F frames, E directed edges, N places in each frame, D = 6 + 3 parameters of a frame, U of all of
+them unknown. As in `motion_solver`, places stand last.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from omnistream_ros.stream.motion_solver import (
     CORRELATED,
     NEAREST,
     Sightings,
-    cross,
     linearise,
     perturbed,
     robust_weights,
@@ -70,15 +70,16 @@ class _Problem:
         self, frames: list[Keyframe], edges: list[tuple[int, int, Sightings]], free: int, poses: int
     ) -> None:
         self._frames, self._free, self._poses = frames, free, poses
-        self._source = [source for source, _, _ in edges]
-        self._target = [target for _, target, _ in edges]
+        self._source = np.array([source for source, _, _ in edges])
+        self._target = np.array([target for _, target, _ in edges])
+        self._edges_of = {i: np.flatnonzero(self._source == i) for i in np.unique(self._source)}
         self._position = np.stack([sightings.position for *_, sightings in edges])  # (E, N, 2)
         self._whitening = np.stack([sightings.whitening for *_, sightings in edges])  # (E, N, 3)
         self._seen = self._whitening[..., 0] > 0  # (E, N)
         self._camera = frames[0].camera
-        self._motions = [frame.camera_from_world for frame in frames]
+        self._motions = np.stack([frame.camera_from_world for frame in frames])  # (F, 4, 4)
         self._rays = np.stack([frame.rays for frame in frames])  # (F, N, 3)
-        self._basis = np.stack([frame.basis for frame in frames])  # (F, N, 3)
+        self._basis = np.stack([frame.basis.T for frame in frames])  # (F, 3, N)
         self._predicted = np.stack([frame.predicted for frame in frames])  # (F, N)
         self._shape = np.stack([frame.shape for frame in frames])  # (F, 3)
         self._correction = np.stack([frame.correction for frame in frames])  # (F, N)
@@ -91,7 +92,10 @@ class _Problem:
         unknown = np.zeros((len(frames), _D), bool)
         unknown[:poses, :6] = True
         unknown[:free, 6:] = True
-        self._unknown = np.flatnonzero(unknown)  # which of the F * D parameters
+        self._unknown = unknown  # (F, D), U of them
+        prior = np.zeros((len(frames), _D))
+        prior[:free, 6:] = SHAPE_DEVIATION**-2
+        self._shape_information = prior[unknown]  # (U,)
         # Scale and slopes are expected to be alike, not to vanish: what the network is wrong by in
         # this corner of the room must not change the size that the room has.
         self._expected = self._shape[:free].mean(axis=0) * [1.0, 0.0, 0.0]
@@ -99,85 +103,78 @@ class _Problem:
 
     def step(self) -> bool:
         """One step of Gauss-Newton on everything unknown; False when it leads nowhere."""
-        F, N = self._correction.shape
-        shape_of_depth = (self._basis @ self._shape[..., None])[..., 0]
+        shape_of_depth = (self._shape[:, None] @ self._basis)[:, 0]  # (F, N)
         points = self._rays * np.exp(self._predicted + shape_of_depth + self._correction)[..., None]
-        motions = np.stack(
-            [
-                self._motions[target] @ geometry.rigid_inverse(self._motions[source])
-                for source, target in zip(self._source, self._target, strict=True)
-            ]
-        )  # (E, 4, 4)
+        motions = self._motions[self._target] @ geometry.rigid_inverse(self._motions[self._source])
         moving = points[self._source]  # also the ray along which depth moves them
         residual, jacobian, by_depth, depth = linearise(
             moving, moving, self._position, self._whitening, self._camera, motions
         )
         usable = self._seen & (depth > NEAREST)
-        squared, weights = robust_weights((residual**2).sum(-1), usable)
+        squared, weights = robust_weights((residual**2).sum(1), usable)
         weights = weights / (squared[:, None] * CORRELATED)  # (E, N)
 
-        # Everything that one edge says, in one product: pose of the target, shape, residual.
-        basis = by_depth[..., None] * self._basis[self._source][:, :, None, :]
-        columns = np.concatenate((jacobian, basis, residual[..., None]), axis=-1)  # (E, N, 2, 10)
-        weighted = columns * weights[..., None, None]
-        flat = columns.reshape(len(columns), 2 * N, -1)
-        products = weighted.reshape(flat.shape).swapaxes(1, 2) @ flat  # (E, 10, 10)
-        cross_depth = (weighted * by_depth[..., None]).sum(2)  # (E, N, 10)
-        own_depth = (weights[..., None] * by_depth**2).sum(-1)  # (E, N)
+        # What each edge says of the motion along it, and of the depth of each place ...
+        weighted = jacobian * weights[:, None, None]  # (E, 2, 6, N)
+        by_motion = (weighted * by_depth[:, :, None]).sum(1)  # (E, 6, N)
+        own = weights * (by_depth**2).sum(1)  # (E, N)
+        pull = weights * (by_depth * residual).sum(1)  # (E, N)
+        # ... and through depth of the shape, which moves depths by its basis.
+        basis = self._basis[self._source]  # (E, 3, N)
+        linked = np.concatenate((by_motion, own[:, None] * basis), axis=1)  # (E, D, N)
+        normal = np.empty((len(linked), _D, _D))
+        normal[:, :6, :6] = (weighted @ jacobian.swapaxes(2, 3)).sum(1)
+        normal[:, :, 6:] = linked @ basis.swapaxes(1, 2)
+        normal[:, 6:, :6] = normal[:, :6, 6:].swapaxes(1, 2)
+        gradient = np.concatenate(
+            ((weighted @ residual[..., None]).sum(1), basis @ pull[..., None]), axis=1
+        )  # (E, D, 1)
 
-        normal = np.zeros((F, _D, F, _D))
-        gradient = np.zeros((F, _D))
-        depth_information = 1 / self._prior
-        depth_gradient = self._correction / self._prior
-        coupling = np.zeros((F, N, F, _D))
-        for e, (source, target) in enumerate(zip(self._source, self._target, strict=True)):
-            # From what the edge is linear in to the parameters of its two frames. The source's
-            # motion acts from the right of the edge's, hence through the adjoint.
-            onto = np.zeros((_D + 1, 2 * _D))
-            onto[:6, :6] = np.eye(6)
-            onto[:6, _D : _D + 6] = -_adjoint(motions[e])
-            onto[6:_D, _D + 6 :] = np.eye(_SHAPE)
-            both = onto[:_D].T @ products[e][:_D, :_D] @ onto[:_D]
-            right = onto[:_D].T @ products[e][:_D, _D]
-            linked = cross_depth[e][:, :_D] @ onto[:_D]  # (N, 2 D)
-            at = (target, source)
-            for i in range(2):
-                rows = slice(i * _D, (i + 1) * _D)
-                gradient[at[i]] += right[rows]
-                coupling[source, :, at[i]] += linked[:, rows]
-                for j in range(2):
-                    normal[at[i], :, at[j]] += both[rows, j * _D : (j + 1) * _D]
-            depth_information[source] += own_depth[e]
-            depth_gradient[source] += cross_depth[e][:, _D]
-        for i in range(self._free):
-            normal[i, range(6, _D), i, range(6, _D)] += SHAPE_DEVIATION**-2
-            gradient[i, 6:] += (self._shape[i] - self._expected) / SHAPE_DEVIATION**2
+        onto = self._onto(motions)  # (E, D, U)
+        matrix = _flat(onto).T @ _flat(normal @ onto)
+        vector = _flat(onto).T @ _flat(gradient)[:, 0]
+        unlike = np.zeros(self._unknown.shape)
+        unlike[:, 6:] = self._shape - self._expected
+        matrix += np.diag(self._shape_information)
+        vector += self._shape_information * unlike[self._unknown]
 
-        unknown = self._unknown
-        matrix = normal.reshape(F * _D, F * _D)[np.ix_(unknown, unknown)]
-        vector = gradient.reshape(-1)[unknown]
-        coupled = coupling.reshape(F, N, F * _D)[:, :, unknown]
-        for source in set(self._source):
-            scaled = coupled[source] / depth_information[source][:, None]
-            matrix = matrix - coupled[source].T @ scaled
-            vector = vector - scaled.T @ depth_gradient[source]
+        depth_information, depth_gradient = 1 / self._prior, self._correction / self._prior
+        np.add.at(depth_information, self._source, own)
+        np.add.at(depth_gradient, self._source, pull)
+        for source, edges in self._edges_of.items():
+            coupled, its_onto = _flat(linked[edges]), _flat(onto[edges])  # (k D, N), (k D, U)
+            explained = coupled / depth_information[source]
+            matrix -= its_onto.T @ (explained @ coupled.T) @ its_onto
+            vector -= its_onto.T @ (explained @ depth_gradient[source])
         diagonal = np.diag(matrix)
         damping = np.diag(_DAMPING * (diagonal + max(diagonal.mean(), 1e-6)) + 1e-9)
         move = np.linalg.solve(matrix + damping, -vector)
         if not (np.isfinite(move).all() and np.isfinite(depth_gradient).all()):
             return False
 
-        for source in set(self._source):
-            pull = depth_gradient[source] + coupled[source] @ move
-            self._correction[source] -= np.clip(pull / depth_information[source], -0.5, 0.5)
+        np.add.at(depth_gradient, self._source, ((onto @ move)[:, None] @ linked)[:, 0])
+        sources = list(self._edges_of)
+        change = depth_gradient[sources] / depth_information[sources]
+        self._correction[sources] -= np.clip(change, -0.5, 0.5)
         self._depth_information = depth_information
-        flat = np.zeros(F * _D)
-        flat[unknown] = move
-        every = flat.reshape(F, _D)
-        for i in range(self._poses):
-            self._motions[i] = perturbed(self._motions[i], every[i, :6])
-        self._shape[: self._free] += every[: self._free, 6:]
+        every = np.zeros(self._unknown.shape)
+        every[self._unknown] = move
+        poses, free = slice(self._poses), slice(self._free)
+        self._motions[poses] = perturbed(self._motions[poses], every[poses, :6])
+        self._shape[free] += every[free, 6:]
         return True
+
+    def _onto(self, motions: np.ndarray) -> np.ndarray:
+        """From the unknowns to what each edge is linear in, its motion and shape (E, D, U).
+
+        The source's motion acts from the right of the edge's, hence through the adjoint.
+        """
+        edge = np.arange(len(motions))
+        onto = np.zeros((len(motions), _D, *self._unknown.shape))
+        onto[edge, :6, self._target, :6] = np.eye(6)
+        onto[edge, :6, self._source, :6] = -_adjoint(motions)
+        onto[edge, 6:, self._source, 6:] = np.eye(_SHAPE)
+        return onto[:, :, self._unknown]
 
     def write_back(self) -> None:
         """Put the outcome into the keyframes."""
@@ -190,9 +187,14 @@ class _Problem:
 
 
 def _adjoint(motion: np.ndarray) -> np.ndarray:
-    """A (6, 6) so that motion exp(x) = exp(A x) motion."""
-    rotation = motion[:3, :3]
-    adjoint = np.zeros((6, 6))
-    adjoint[:3, :3] = adjoint[3:, 3:] = rotation
-    adjoint[:3, 3:] = cross(motion[:3, 3]) @ rotation
+    """A (..., 6, 6) so that motion exp(x) = exp(A x) motion."""
+    rotation = motion[..., :3, :3]
+    adjoint = np.zeros((*motion.shape[:-2], 6, 6))
+    adjoint[..., :3, :3] = adjoint[..., 3:, 3:] = rotation
+    adjoint[..., :3, 3:] = geometry.cross(motion[..., :3, 3]) @ rotation
     return adjoint
+
+
+def _flat(matrices: np.ndarray) -> np.ndarray:
+    """Matrices (E, D, ...) below each other."""
+    return matrices.reshape(-1, matrices.shape[-1])

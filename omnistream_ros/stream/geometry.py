@@ -67,17 +67,18 @@ def matrix_to_quaternion(rotation: np.ndarray) -> np.ndarray:
 
 
 def rigid(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
-    """The motion x -> rotation x + translation as (4, 4)."""
-    motion = np.eye(4)
-    motion[:3, :3] = rotation
-    motion[:3, 3] = translation
+    """The motions x -> rotation x + translation as (..., 4, 4)."""
+    motion = np.zeros((*rotation.shape[:-2], 4, 4))
+    motion[..., :3, :3] = rotation
+    motion[..., :3, 3] = translation
+    motion[..., 3, 3] = 1.0
     return motion
 
 
 def rigid_inverse(motion: np.ndarray) -> np.ndarray:
-    """The inverse of a rigid motion (4, 4)."""
-    rotation = motion[:3, :3].T
-    return rigid(rotation, -rotation @ motion[:3, 3])
+    """The inverses of rigid motions (..., 4, 4)."""
+    rotation = np.swapaxes(motion[..., :3, :3], -1, -2)
+    return rigid(rotation, -(rotation @ motion[..., :3, 3:])[..., 0])
 
 
 def orthonormalised(motion: np.ndarray) -> np.ndarray:
@@ -97,11 +98,19 @@ def rotation_vector(rotation: np.ndarray) -> np.ndarray:
 
 
 def rotation_from_vector(vector: np.ndarray) -> np.ndarray:
-    """Rotation matrix of axis times angle (3,), radians."""
-    half = 0.5 * np.asarray(vector, dtype=np.float64)
-    angle = np.linalg.norm(half)
-    # np.sinc(x) is sin(pi x) / (pi x), smooth through zero
-    return quaternion_to_matrix(np.append(np.sinc(angle / np.pi) * half, np.cos(angle)))
+    """Rotation matrices (..., 3, 3) of axis times angle (..., 3), radians (Rodrigues' formula)."""
+    turn = cross(np.asarray(vector, dtype=np.float64))
+    turns = np.sqrt(np.square(vector).sum(-1))[..., None, None] / (2 * np.pi)
+    # np.sinc(x) is sin(pi x) / (pi x), smooth through zero; 1 - cos x is 2 sin^2 (x / 2).
+    return np.eye(3) + np.sinc(2 * turns) * turn + 0.5 * np.sinc(turns) ** 2 * (turn @ turn)
+
+
+def cross(v: np.ndarray) -> np.ndarray:
+    """The matrices (..., 3, 3) that multiply by v (..., 3) from the left in a cross product."""
+    matrix = np.zeros((*v.shape, 3))
+    matrix[..., 2, 1], matrix[..., 0, 2], matrix[..., 1, 0] = x, y, z = np.moveaxis(v, -1, 0)
+    matrix[..., 1, 2], matrix[..., 2, 0], matrix[..., 0, 1] = -x, -y, -z
+    return matrix
 
 
 def pixel_rays(

@@ -8,7 +8,6 @@ error of scale of a single prediction does not stay.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from omnistream_ros.model.matching import MatchingHead
 from omnistream_ros.stream import geometry
 from omnistream_ros.stream.bundle import adjust
 from omnistream_ros.stream.frame import Intrinsics
-from omnistream_ros.stream.keyframes import Keyframe, View, make_keyframe, project
+from omnistream_ros.stream.keyframes import Keyframe, View, make_keyframe, near, project
 
 # Keyframes kept; beyond it the one not used for longest goes.
 _KEPT = 24
@@ -57,9 +56,10 @@ class KeyframeMap:
         """The keyframe that frames are compared with."""
         return self._keys[-1]
 
-    def others(self) -> Iterator[Keyframe]:
+    @property
+    def others(self) -> list[Keyframe]:
         """All but the reference, those not used for longest first."""
-        yield from self._keys[:-1]
+        return self._keys[:-1]
 
     def recent(self, count: int) -> list[Keyframe]:
         """The reference and those used before it, so many at most."""
@@ -132,14 +132,10 @@ class KeyframeMap:
         if not self._keys:
             return []
         reference = self.reference
-        ranked = []
-        for key in self.others():
-            overlap, flow = key.overlap(new.camera_from_world)
-            if overlap > _LINK_OVERLAP and flow < _LINK_FLOW:
-                ranked.append((key.number, key))
+        ranked = near(self.others, new.camera_from_world, _LINK_OVERLAP, _LINK_FLOW)
         # Of those that can be seen, the newest are seen best and the oldest has drifted least.
-        ranked.sort(key=lambda pair: pair[0])
-        others = [key for _, key in ranked[-1 : -_LINKS + 1 : -1] + ranked[:1]]
+        ranked.sort(key=lambda key: key.number)
+        others = ranked[-1 : -_LINKS + 1 : -1] + ranked[:1]
         links: list[Keyframe] = []
         for key in dict.fromkeys([reference, *others]):
             new_from_key = new.camera_from_world @ key.world_from_camera()
@@ -183,6 +179,7 @@ def _log_scale(
     usable = seen & (depth > 0)
     if not usable.any():
         return 0.0
-    gaps = position[usable][:, None] - new.cells[None]  # (n, N, 2)
-    nearest = (gaps**2).sum(-1).argmin(1)
+    # Squared distances without what all places have in common, (n, N).
+    distance = (new.cells**2).sum(1) - 2 * position[usable] @ new.cells.T
+    nearest = distance.argmin(1)
     return float(np.median(np.log(depth[usable]) - new.predicted[nearest]))

@@ -112,25 +112,11 @@ class Keyframe:
         position, covariance, trust = (
             t.double().cpu().numpy() for t in (found.position, found.covariance, confidence)
         )
-        information = trust[:, None, None] * np.linalg.inv(covariance / STRIDE**2)
-        a = np.sqrt(information[:, 0, 0])
-        b = information[:, 0, 1] / np.maximum(a, 1e-12)
-        c = np.sqrt(np.maximum(information[:, 1, 1] - b * b, 0.0))
         known = (trust > _MIN_CONFIDENCE) & np.isfinite(position).all(1)
         return Sightings(
             position=np.where(known[:, None], (position - 0.5 * (STRIDE - 1)) / STRIDE, 0.0),
-            whitening=np.where(known[:, None], np.stack((a, b, c), axis=1), 0.0),
+            whitening=np.where(known[:, None], _whitening(covariance / STRIDE**2, trust), 0.0),
         )
-
-    def overlap(self, camera_from_world: np.ndarray) -> tuple[float, float]:
-        """Share of the places that a camera has in its image, and their median flow in pixels."""
-        motion = camera_from_world @ self.world_from_camera()
-        places, _ = project(self.points(), self.camera, motion)
-        with np.errstate(invalid="ignore"):
-            visible = ((places > -0.5) & (places < self.size - 0.5)).all(1)
-        flow = np.linalg.norm(places - self.cells, axis=1)
-        flow = flow[np.isfinite(flow)]
-        return float(visible.mean()), STRIDE * float(np.median(flow)) if flow.size else np.inf
 
     def state_dict(self) -> dict[str, Any]:
         """A copy; tensors, arrays and plain numbers."""
@@ -208,16 +194,52 @@ def depth_at_cells(depth: Tensor) -> Tensor:
     return 4.0 / (rows[..., 1::STRIDE] + rows[..., 2::STRIDE])
 
 
+def near(
+    keys: list[Keyframe], camera_from_world: np.ndarray, overlap: float, flow: float
+) -> list[Keyframe]:
+    """Those of K keyframes that saw much of what a camera sees now, and from about the same place.
+
+    Args:
+        overlap: of their places more than this share is in the image,
+        flow: and their median has moved by less than this many pixels.
+    """
+    if not keys:
+        return []
+    key_from_world = np.stack([key.camera_from_world for key in keys])
+    points = np.stack([key.points() for key in keys])
+    motions = camera_from_world @ geometry.rigid_inverse(key_from_world)
+    places, _ = project(points, np.stack([key.camera for key in keys]), motions)  # (K, N, 2)
+    with np.errstate(invalid="ignore"):
+        visible = ((places > -0.5) & (places < keys[0].size - 0.5)).all(-1)
+    moved = np.linalg.norm(places - keys[0].cells, axis=-1)  # (K, N)
+    # The medians by hand: numpy's of values with holes costs more than all the rest.
+    known = np.isfinite(moved)
+    moved = np.sort(np.where(known, moved, np.inf))
+    count, every = np.maximum(known.sum(-1), 1), np.arange(len(keys))
+    medians = 0.5 * (moved[every, (count - 1) // 2] + moved[every, count // 2])
+    chosen = (visible.mean(-1) > overlap) & (STRIDE * medians < flow)
+    return [keys[i] for i in np.flatnonzero(chosen)]
+
+
 def project(
     points: np.ndarray, camera: np.ndarray, motion: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Places (N, 2) and depths (N,) of points (N, 3) after a motion (4, 4).
+    """Places (..., N, 2) and depths (..., N) of points (..., N, 3) after motions (..., 4, 4).
 
-    The place of a point that is not in front of the camera is NaN.
+    Cameras are (..., 4), or one for all. The place of a point that is not in front of one is NaN.
     """
-    moved = points @ motion[:3, :3].T + motion[:3, 3]
-    depth = np.where(moved[:, 2] > NEAREST, moved[:, 2], np.nan)
-    return moved[:, :2] / depth[:, None] * camera[:2] + camera[2:], moved[:, 2]
+    moved = points @ np.swapaxes(motion[..., :3, :3], -1, -2) + motion[..., None, :3, 3]
+    depth = moved[..., 2]
+    ahead = np.where(depth > NEAREST, depth, np.nan)
+    camera = camera[..., None, :]
+    return moved[..., :2] / ahead[..., None] * camera[..., :2] + camera[..., 2:], depth
+
+
+def _whitening(covariance: np.ndarray, trust: np.ndarray) -> np.ndarray:
+    """Whitening (N, 3), as of `Sightings`, from covariances (N, 2, 2) and trust in them (N,)."""
+    x, xy, y = covariance[:, 0, 0], covariance[:, 0, 1], covariance[:, 1, 1]
+    a = np.sqrt(trust * y / (x * y - xy * xy))
+    return np.stack((a, -a * xy / y, np.sqrt(trust / y)), axis=1)
 
 
 def _lattice(height: int, width: int) -> np.ndarray:

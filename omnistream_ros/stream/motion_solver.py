@@ -7,7 +7,8 @@ counts is mostly how far a place is off the line on which its unknown depth move
 depth is therefore an unknown with a prior, eliminated in closed form.
 
 Numpy in float64: a few hundred points and six parameters are gone before a device would have begun.
-N points. A perturbation of a motion is (translation, rotation vector), applied on the left.
+N points. A perturbation of a motion is (translation, rotation vector), applied on the left. In
+residuals and their derivatives the points stand last: numpy is fast on long rows.
 """
 
 from __future__ import annotations
@@ -141,26 +142,28 @@ def linearise(
     """Whitened residuals of points (..., N, 3) seen through motions (..., 4, 4).
 
     Returns:
-        residual (..., N, 2), its derivatives by the perturbation (..., N, 2, 6) and by the log of
-        depth (..., N, 2), and the depth of the points (..., N) in the camera.
+        residual (..., 2, N), its derivatives by the perturbation (..., 2, 6, N) and by the log of
+        depth (..., 2, N), and the depth of the points (..., N) in the camera.
     """
     fx, fy, cx, cy = camera
-    rotation = np.swapaxes(matrix[..., :3, :3], -1, -2)
-    moved = points @ rotation + matrix[..., None, :3, 3]
-    depth = moved[..., 2]
+    rotation = matrix[..., :3, :3]
+    moved = rotation @ np.swapaxes(points, -1, -2) + matrix[..., :3, 3:]  # (..., 3, N)
+    depth = moved[..., 2, :]
     inverse = 1.0 / np.maximum(depth, NEAREST)
-    x, y = moved[..., 0] * inverse, moved[..., 1] * inverse
-    zero = np.zeros_like(x)
+    x, y = moved[..., 0, :] * inverse, moved[..., 1, :] * inverse
     a, b, c = np.moveaxis(whitening, -1, 0)
     u, v = fx * x + cx - position[..., 0], fy * y + cy - position[..., 1]
-    residual = np.stack((a * u + b * v, c * v), axis=-1)
-    # d(x, y)/d(translation, rotation) of the moved point, then pixels, then standard deviations
-    du = fx * np.stack((inverse, zero, -x * inverse, -x * y, 1 + x * x, -y), axis=-1)
-    dv = fy * np.stack((zero, inverse, -y * inverse, -(1 + y * y), x * y, x), axis=-1)
-    jacobian = np.stack(
-        (a[..., None] * du + b[..., None] * dv, c[..., None] * dv), axis=-2
-    )  # (..., N, 2, 6)
-    by_depth = (jacobian[..., :3] @ (rays @ rotation)[..., None])[..., 0]
+    residual = np.stack((a * u + b * v, c * v), axis=-2)
+    # By the point's x and y at depth 1, and from there by translation and rotation.
+    by_x = np.stack((fx * a, np.zeros_like(a)), axis=-2)  # (..., 2, N)
+    by_y = np.stack((fy * b, fy * c), axis=-2)
+    inverse, x, y = inverse[..., None, :], x[..., None, :], y[..., None, :]
+    outward = by_x * x + by_y * y
+    by_translation = (by_x * inverse, by_y * inverse, -outward * inverse)
+    by_rotation = (-by_y - outward * y, by_x + outward * x, by_y * x - by_x * y)
+    jacobian = np.stack((*by_translation, *by_rotation), axis=-2)  # (..., 2, 6, N)
+    along = rotation @ np.swapaxes(rays, -1, -2)  # (..., 3, N)
+    by_depth = (jacobian[..., :3, :] * along[..., None, :, :]).sum(-2)
     return residual, jacobian, by_depth, depth
 
 
@@ -179,13 +182,14 @@ def robust_weights(error_squared: np.ndarray, usable: np.ndarray) -> tuple[np.nd
 
 
 def perturbed(matrix: np.ndarray, step: np.ndarray) -> np.ndarray:
-    """A motion (4, 4) after a step (6,), which is cut to where the linearisation can be trusted."""
-    return exponential(step * (0.5 / max(0.5, np.abs(step).max()))) @ matrix
+    """Motions (..., 4, 4) after steps (..., 6), cut to where the linearisation can be trusted."""
+    longest = np.abs(step).max(axis=-1, keepdims=True)
+    return exponential(step * (0.5 / np.maximum(0.5, longest))) @ matrix
 
 
 def exponential(twist: np.ndarray) -> np.ndarray:
-    """A motion (4, 4) of translation and rotation vector (6,), each taken as it stands."""
-    return geometry.rigid(geometry.rotation_from_vector(twist[3:]), twist[:3])
+    """Motions (..., 4, 4) of translation and rotation vector (..., 6), each taken as it stands."""
+    return geometry.rigid(geometry.rotation_from_vector(twist[..., 3:]), twist[..., :3])
 
 
 def logarithm(motion: np.ndarray) -> np.ndarray:
@@ -193,18 +197,13 @@ def logarithm(motion: np.ndarray) -> np.ndarray:
     return np.append(motion[:3, 3], geometry.rotation_vector(motion[:3, :3]))
 
 
-def cross(v: np.ndarray) -> np.ndarray:
-    """The matrix (3, 3) that multiplies by v from the left in a cross product."""
-    return np.array([[0.0, -v[2], v[1]], [v[2], 0.0, -v[0]], [-v[1], v[0], 0.0]])
-
-
 def _agreement(
     residual: np.ndarray, by_depth: np.ndarray, variance: np.ndarray, usable: np.ndarray
 ) -> tuple[float, np.ndarray]:
     """Variance factor and robust weights (N,); what an unknown depth explains is no error."""
-    along = (by_depth * residual).sum(-1)
-    explained = variance / (1 + variance * (by_depth**2).sum(-1)) * along**2
-    error_squared = np.maximum((residual**2).sum(-1) - explained, 0.0)
+    along = (by_depth * residual).sum(0)
+    explained = variance / (1 + variance * (by_depth**2).sum(0)) * along**2
+    error_squared = np.maximum((residual**2).sum(0) - explained, 0.0)
     squared, weights = robust_weights(error_squared, usable)
     return float(squared), weights
 
@@ -218,13 +217,12 @@ def _normal_equations(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Information (6, 6) and gradient (6,) with the depths eliminated (Schur's complement)."""
     share = weights * variance
-    share = share / (1 + share * (by_depth**2).sum(-1))  # what a depth can explain, (N,)
-    flat, doubled = jacobian.reshape(-1, 6), np.repeat(weights, 2)
-    along = (jacobian * by_depth[..., None]).sum(-2)  # (N, 6)
-    taken = weights * share
-    information = (flat * doubled[:, None]).T @ flat - (along * taken[:, None]).T @ along
-    gradient = flat.T @ (doubled * residual.reshape(-1))
-    gradient -= along.T @ (taken * (by_depth * residual).sum(-1))
+    share = share / (1 + share * (by_depth**2).sum(0))  # what a depth can explain, (N,)
+    weighted = jacobian * weights  # (2, 6, N)
+    along = (jacobian * by_depth[:, None]).sum(0)  # (6, N)
+    taken = along * (weights * share)
+    information = (weighted @ np.swapaxes(jacobian, 1, 2)).sum(0) - taken @ along.T
+    gradient = (weighted @ residual[..., None]).sum(0)[:, 0] - taken @ (by_depth * residual).sum(0)
     return information, gradient
 
 

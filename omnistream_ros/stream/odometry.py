@@ -26,8 +26,8 @@ from omnistream_ros.stream.coarse_search import turned
 from omnistream_ros.stream.frame import Intrinsics
 from omnistream_ros.stream.head_pose import to_pose
 from omnistream_ros.stream.keyframe_map import KeyframeMap
-from omnistream_ros.stream.keyframes import Keyframe, View, project
-from omnistream_ros.stream.motion_solver import Motion, cross, exponential, logarithm, solve_motion
+from omnistream_ros.stream.keyframes import Keyframe, View, near, project
+from omnistream_ros.stream.motion_solver import Motion, exponential, logarithm, solve_motion
 from omnistream_ros.stream.result import Pose, Tracking
 from omnistream_ros.stream.room_depth import corrected, correction
 
@@ -129,7 +129,7 @@ class Odometry:
         if seconds > 1e-3:
             step = self._camera_from_world @ geometry.rigid_inverse(last)
             self._velocity = logarithm(step) / seconds
-        if not self._near(self._map.reference, 1.0) and not self._return(view):
+        if not self._near([self._map.reference], 1.0) and not self._return(view):
             self._add_keyframe(view, depth(), cells)
         return self._pose(self._quality(motion))
 
@@ -230,17 +230,15 @@ class Odometry:
         self._lost_in_a_row += 1
         self.lost_frames += 1
 
-    def _near(self, key: Keyframe, share: float) -> bool:
-        """Whether the last frame sees what the keyframe saw, from about the same place."""
-        overlap, flow = key.overlap(self._camera_from_world)
-        needed = 1 - share * (1 - _REFERENCE_OVERLAP)
-        return overlap > needed and flow < share * _REFERENCE_FLOW
+    def _near(self, keys: list[Keyframe], share: float) -> list[Keyframe]:
+        """The keyframes that saw what the last frame sees, from about the same place."""
+        overlap, flow = 1 - share * (1 - _REFERENCE_OVERLAP), share * _REFERENCE_FLOW
+        return near(keys, self._camera_from_world, overlap, flow)
 
     def _return(self, view: View) -> bool:
         """Make an older keyframe that is near the reference, if there is one."""
-        for key in self._map.others():  # those not used for long first: they bind the way together
-            if not self._near(key, _RETURN_SHARE):
-                continue
+        # Those not used for long first: they bind the way together.
+        for key in self._near(self._map.others, _RETURN_SHARE):
             expected = self._camera_from_world @ key.world_from_camera()
             motion = self._follow(key, view, expected)
             if motion is not None:
@@ -285,6 +283,6 @@ def _world_covariance(key: Keyframe, motion: Motion) -> np.ndarray:
     rotation = np.kron(np.eye(2), world_from_current[:3, :3])  # (6, 6) block diagonal
     arm = world_from_current[:3, 3] - key.world_from_camera()[:3, 3]
     swing = np.eye(6)
-    swing[:3, 3:] = -cross(arm)
+    swing[:3, 3:] = -geometry.cross(arm)
     total = swing @ key.covariance @ swing.T + rotation @ motion.covariance @ rotation.T
     return 0.5 * (total + total.T)

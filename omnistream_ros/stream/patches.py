@@ -8,7 +8,8 @@ current image by Gauss-Newton (Lucas and Kanade, 1981, in the inverse compositio
 and Matthews, 2004), indifferent to brightness and contrast. The structure of the patch says how far
 each direction can be trusted: along an edge it cannot.
 
-Positions are in pixels of the model image, integer at pixel centres. N patches of K pixels.
+Positions are in pixels of the model image, integer at pixel centres. N patches of K pixels; inside,
+their pixels are (N, 2, K), x before y, for it is long rows that are added and multiplied fast.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class Patches:
     def __init__(self, image: Tensor, centres: Tensor) -> None:
         steps = torch.arange(_SIDE, device=image.device) - 0.5 * (_SIDE - 1)
         y, x = torch.meshgrid(steps, steps, indexing="ij")
-        self._offsets = torch.stack((x, y), dim=-1).flatten(0, 1)  # (K, 2)
-        pixels = centres.unsqueeze(1) + self._offsets  # (N, K, 2)
+        self._offsets = torch.stack((x, y)).flatten(1)  # (2, K)
+        pixels = centres.unsqueeze(-1) + self._offsets  # (N, 2, K)
         down, right = torch.gradient(image)
         values = _sample(torch.stack((image, right, down)), pixels)  # (3, N, K)
         # What a change of brightness could do as well is taken out of the image and its slope ...
@@ -75,6 +76,9 @@ class Patches:
         slope = slope - unit * (unit * slope).sum(-1, keepdim=True)
         self._slope = slope.movedim(0, 1).contiguous()  # (N, 2, K)
         self._structure = self._slope @ self._slope.transpose(1, 2)  # (N, 2, 2)
+        self._identity = torch.eye(2, device=image.device)
+        stiff = self._structure + _STIFFNESS * self._identity
+        self._gain = _inverse(stiff) @ self._slope  # (N, 2, K): from difference to step
 
     def find(self, image: Tensor, start: Tensor, warp: Tensor) -> Found:
         """Align the patches with another image.
@@ -84,25 +88,23 @@ class Patches:
             start: (N, 2) pixels, right to within about two.
             warp: (N, 2, 2) how the surroundings of each have turned and grown.
         """
-        offsets = self._offsets @ warp.transpose(1, 2)  # (N, K, 2)
-        identity = torch.eye(2, device=image.device)
-        # Both are small and the same in every round: one product instead of a solver.
-        gain = warp @ torch.linalg.inv(self._structure + _STIFFNESS * identity) @ self._slope
-        position = start
+        offsets = warp @ self._offsets  # (N, 2, K)
+        position = start.unsqueeze(-1)
         for _ in range(_ROUNDS):
-            difference, _ = self._compare(image, position.unsqueeze(1) + offsets)
-            step = (gain @ difference.unsqueeze(-1)).squeeze(-1)  # (N, 2)
+            difference, _ = self._compare(image, position + offsets)
+            step = warp @ (self._gain @ difference.unsqueeze(-1))  # (N, 2, 1)
             step = step * (_LONGEST_STEP / step.norm(dim=1, keepdim=True).clamp_min(_LONGEST_STEP))
             position = position - step
-        difference, correlation = self._compare(image, position.unsqueeze(1) + offsets)
+        difference, correlation = self._compare(image, position + offsets)
+        position = position.squeeze(-1)  # (N, 2)
         found = (correlation > _CORRELATION) & ((position - start).norm(dim=1) < _FARTHEST)
 
         noise = _CAUTION * difference.square().mean(-1).sqrt().clamp_min(_NOISE)  # (N,)
         variance = noise.square()[:, None, None]
         # The descriptor's own position is the prior: the other end of an edge is not unbounded.
-        prior = identity / _DESCRIPTOR_ERROR**2
-        covariance = torch.linalg.inv(self._structure / variance + prior) + _FLOOR**2 * identity
-        alone = (2 * _DESCRIPTOR_ERROR) ** 2 * identity
+        prior = self._identity / _DESCRIPTOR_ERROR**2
+        covariance = _inverse(self._structure / variance + prior) + _FLOOR**2 * self._identity
+        alone = (2 * _DESCRIPTOR_ERROR) ** 2 * self._identity
         return Found(
             torch.where(found[:, None], position, start),
             torch.where(found[:, None, None], covariance, alone),
@@ -127,9 +129,16 @@ def luminance(pixels: Tensor) -> Tensor:
 
 
 def _sample(images: Tensor, pixels: Tensor) -> Tensor:
-    """Bilinear values (C, N, K) of images (C, H, W) at pixels (N, K, 2)."""
-    size = pixels.new_tensor([images.shape[2], images.shape[1]])
-    where = (2 * pixels + 1) / size - 1
+    """Bilinear values (C, N, K) of images (C, H, W) at pixels (N, 2, K)."""
+    size = pixels.new_tensor([[images.shape[2]], [images.shape[1]]])
+    where = (pixels * (2 / size) + (1 / size - 1)).transpose(1, 2)  # (N, K, 2)
     return F.grid_sample(
         images[None], where[None], mode="bilinear", padding_mode="border", align_corners=False
     )[0]
+
+
+def _inverse(matrices: Tensor) -> Tensor:
+    """Of symmetric matrices (N, 2, 2); the general one takes several times as long."""
+    a, b, d = matrices[:, 0, 0], matrices[:, 0, 1], matrices[:, 1, 1]
+    adjugate = torch.stack((d, -b, -b, a), dim=-1).unflatten(-1, (2, 2))
+    return adjugate / (a * d - b * b)[:, None, None]

@@ -166,7 +166,7 @@ def test_derivatives_are_those_of_the_residual() -> None:
     for i in range(6):
         step = h * np.eye(6)[i]
         numeric = residual(exponential(step) @ truth) - residual(exponential(-step) @ truth)
-        assert np.allclose(numeric / (2 * h), jacobian[..., i], rtol=1e-4, atol=1e-3)
+        assert np.allclose(numeric / (2 * h), jacobian[..., i, :], rtol=1e-4, atol=1e-3)
     numeric = (residual(truth, h) - residual(truth, -h)) / (2 * h)
     assert np.allclose(numeric, by_depth, rtol=1e-4, atol=1e-3)
 
