@@ -179,7 +179,5 @@ def _log_scale(
     usable = seen & (depth > 0)
     if not usable.any():
         return 0.0
-    # Squared distances without what all places have in common, (n, N).
-    distance = (new.cells**2).sum(1) - 2 * position[usable] @ new.cells.T
-    nearest = distance.argmin(1)
-    return float(np.median(np.log(depth[usable]) - new.predicted[nearest]))
+    there = new.predicted[new.nearest(position[usable])]
+    return float(np.median(np.log(depth[usable]) - there))

@@ -9,6 +9,7 @@ whole walls rather than about single pixels.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,6 +118,16 @@ class Keyframe:
             position=np.where(known[:, None], (position - 0.5 * (STRIDE - 1)) / STRIDE, 0.0),
             whitening=np.where(known[:, None], _whitening(covariance / STRIDE**2, trust), 0.0),
         )
+
+    def nearest(self, position: np.ndarray) -> np.ndarray:
+        """Which of the places is nearest to the cell of each position (..., 2), (...).
+
+        Some place, for a position that is not finite.
+        """
+        width, height = self.size
+        inside = np.clip(np.nan_to_num(position), 0, self.size - 1)
+        column, row = np.rint(inside).astype(np.int64).T
+        return _nearest_place(height, width)[row, column].T
 
     def state_dict(self) -> dict[str, Any]:
         """A copy; tensors, arrays and plain numbers."""
@@ -240,6 +251,15 @@ def _whitening(covariance: np.ndarray, trust: np.ndarray) -> np.ndarray:
     x, xy, y = covariance[:, 0, 0], covariance[:, 0, 1], covariance[:, 1, 1]
     a = np.sqrt(trust * y / (x * y - xy * xy))
     return np.stack((a, -a * xy / y, np.sqrt(trust / y)), axis=1)
+
+
+@functools.cache  # the sizes of cameras' images, in cells, are few
+def _nearest_place(height: int, width: int) -> np.ndarray:
+    """Which place of the lattice is nearest to every cell, (height, width)."""
+    cells, places = cell_grid(height, width).double().numpy(), _lattice(height, width)
+    distance = ((cells[:, None] - places) ** 2).sum(-1)  # (h w, N)
+    nearest: np.ndarray = distance.argmin(1).reshape(height, width)
+    return nearest
 
 
 def _lattice(height: int, width: int) -> np.ndarray:

@@ -96,6 +96,39 @@ def test_depth_that_flickers_and_leans_fits_into_one_room() -> None:
         assert gap(key, pose) < (0.02, 0.2)
 
 
+def test_depth_images_from_one_spot_become_of_one_size() -> None:
+    """Without parallax the sightings are right for every size; only the depth images can tell."""
+    turns = [look(0.2, 0.1, 0.2, (0, 12 * i, 0)) for i in range(4)]
+    sizes = np.log([1.0, 1.3, 0.8, 1.15])
+    keys = [
+        keyframe(i, pose, np.exp(size))
+        for i, (pose, size) in enumerate(zip(turns, sizes, strict=True))
+    ]
+    for key, pose in zip(keys, turns, strict=True):
+        for other in keys:
+            if other is not key:
+                key.seen_by[other.number] = see(key, pose, turns[other.number])
+    for _ in range(3):
+        assert adjust(keys[1:], keys[:1])
+    left = sizes + [key.shape[0] for key in keys]
+    assert np.ptp(left) < 0.25 * np.ptp(sizes)
+
+
+def test_somebody_who_walks_by_does_not_change_the_size() -> None:
+    """A third of the places is seen at half of their depth: no more than the other two say."""
+    turns = [look(0.2, 0.1, 0.2, (0, 5 * i, 0)) for i in range(3)]
+    keys = [keyframe(i, pose) for i, pose in enumerate(turns)]
+    passer = keys[1].cells[:, 0] < keys[1].size[0] / 3
+    keys[1].predicted = keys[1].predicted - np.where(passer, np.log(2), 0.0)
+    for key, pose in zip(keys, turns, strict=True):
+        for other in keys:
+            if other is not key:
+                key.seen_by[other.number] = see(key, pose, turns[other.number])
+    for _ in range(3):
+        assert adjust(keys[1:], keys[:1])
+    assert abs(keys[1].shape[0]) < 0.1
+
+
 def test_fixed_keyframes_do_not_change() -> None:
     keys = linked()
     keys[2].camera_from_world = look(0.05) @ keys[2].camera_from_world
