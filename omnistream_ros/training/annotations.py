@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnistream_ros.training.captions import sentence
+from omnistream_ros.training.movement import Mover
 from omnistream_ros.training.relations import places
 from omnistream_ros.training.room import Room
 
@@ -48,6 +50,8 @@ CLASSES = (OTHER, *STRUCTURE, *_PATTERNS)
 #: Number of a pixel whose depth is unknown.
 UNKNOWN = 255
 
+_NOTHING: Mapping[int, str] = {}
+
 _FLOOR = 0.03  # metres; what is lower belongs to the floor, but for rugs
 _SLACK = 0.02  # metres around a box; depth in clips is float16
 
@@ -64,13 +68,14 @@ class Annotation:
 
     boxes (N, 7) float64: the middle of the foot x, y, z in the room, yaw about z in radians, width,
     depth and height in metres; `names` (N,) as in the catalogue; `motions`: how the camera moves
-    in each take.
+    in each take; `moving`: what moves besides in each, which `boxes` have where it begins.
     """
 
     room: Room
     motions: tuple[str, ...]
     names: tuple[str, ...]
     boxes: NDArray[np.float64]
+    moving: tuple[tuple[Mover, ...], ...] = ()
 
     @classmethod
     def of_info(cls, info: dict[str, Any]) -> Annotation | None:
@@ -80,7 +85,11 @@ class Annotation:
         corners = np.array(info["corners"], np.float64)
         room = Room(info["room"], corners, float(info["height"]), ())
         boxes = np.array(info["boxes"], np.float64).reshape(-1, 7)
-        return cls(room, tuple(info["motion"].split(", ")), tuple(info["objects"]), boxes)
+        moving = tuple(
+            tuple(Mover(int(m["object"]), np.array(m["boxes"], np.float64)) for m in movers)
+            for movers in info.get("moving", ())
+        )
+        return cls(room, tuple(info["motion"].split(", ")), tuple(info["objects"]), boxes, moving)
 
     def mirrored(self) -> Annotation:
         """The room in a mirror: x changes its sign, as `augment.mirror` does to poses."""
@@ -88,22 +97,35 @@ class Annotation:
         boxes = self.boxes.copy()
         boxes[:, [0, 3]] *= -1
         room = Room(self.room.kind, corners, self.room.height, ())
-        return Annotation(room, self.motions, self.names, boxes)
+        moving = tuple(tuple(m.mirrored() for m in movers) for movers in self.moving)
+        return Annotation(room, self.motions, self.names, boxes, moving)
 
-    def objects_at(self, points: NDArray[np.float64]) -> NDArray[np.int64]:
-        """For points (N, 3) of the room the smallest box that holds each; -1 for none."""
+    def movers(self, take: int) -> tuple[Mover, ...]:
+        """What moves in a take; nothing in clips of a time when nothing did."""
+        return self.moving[take] if take < len(self.moving) else ()
+
+    def boxes_in(self, take: int, frames: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The boxes (T, N, 7) in T frames of a take, counted from its first."""
+        boxes = np.repeat(self.boxes[None], len(frames), axis=0)
+        for mover in self.movers(take):
+            boxes[:, mover.index] = mover.boxes[frames]
+        return boxes
+
+    def objects_at(
+        self, points: NDArray[np.float64], boxes: NDArray[np.float64] | None = None
+    ) -> NDArray[np.int64]:
+        """For points (P, 3) of the room the smallest box that holds each; -1 for none.
+
+        `boxes` (N, 7) are those of a frame in which something has moved.
+        """
+        boxes = self.boxes if boxes is None else boxes
         found = np.full(len(points), -1)
         # Larger boxes first: smaller ones, which stand on or in them, overwrite.
-        for index in np.argsort(-self.boxes[:, 4:].prod(axis=1)):
-            x, y, z, yaw, *size = self.boxes[index]
-            to = points - (x, y, z)
-            c, s = np.cos(yaw), np.sin(yaw)
+        for index in np.argsort(-boxes[:, 4:].prod(axis=1)):
+            z, height = boxes[index, [2, 6]]
             # The floor under a table is floor.
-            foot = -_SLACK if z > _FLOOR or size[2] < 2 * _FLOOR else _FLOOR - z
-            inside = (to[:, 2] > foot) & (to[:, 2] < size[2] + _SLACK)
-            inside &= np.abs(c * to[:, 0] + s * to[:, 1]) < size[0] / 2 + _SLACK
-            inside &= np.abs(c * to[:, 1] - s * to[:, 0]) < size[1] / 2 + _SLACK
-            found[inside] = index
+            foot = -_SLACK if z > _FLOOR or height < 2 * _FLOOR else _FLOOR - z
+            found[inside(points, boxes[index], _SLACK, foot)] = index
         return found
 
     def classes_of(
@@ -119,16 +141,45 @@ class Annotation:
         numbers = np.array([CLASSES.index(class_of(name)) for name in self.names] or [0], np.uint8)
         return np.where(objects >= 0, numbers[objects], classes)
 
-    def caption(self, visible: NDArray[np.int64], motion: str | None = None) -> str:
+    def caption(
+        self,
+        visible: NDArray[np.int64],
+        motion: str | None = None,
+        boxes: NDArray[np.float64] | None = None,
+        moving: Mapping[int, str] = _NOTHING,
+    ) -> str:
         """A sentence about what is seen and where it stands: `visible` are indices of objects, most
         prominent first.
 
-        With the `motion` of a take it tells that as well, without one it is about a picture.
+        With the `motion` of a take it tells that as well, without one it is about a picture. What
+        is `moving`, by index, is told as that and not as standing anywhere; `boxes` (N, 7) are
+        those of the first frame.
         """
-        names = [self.names[index].lower() for index in visible]
-        stand = places(self.boxes[visible], [class_of(name) for name in names], self.room)
-        names = [{"cylinder": "can"}.get(name, name) for name in names]
-        return sentence(self.room.kind, names, stand, motion)
+        boxes = self.boxes if boxes is None else boxes
+        still = [index for index in visible if index not in moving]
+        names = [self.names[index].lower() for index in still]
+        stand = places(boxes[still], [class_of(name) for name in names], self.room)
+        moves = [(_told(self.names[i]), moving[i]) for i in visible if i in moving]
+        return sentence(self.room.kind, [_told(name) for name in names], stand, motion, moves)
+
+
+def _told(name: str) -> str:
+    """The name of an object in captions."""
+    return {"cylinder": "can"}.get(name.lower(), name.lower())
+
+
+def inside(
+    points: NDArray[np.float64], box: NDArray[np.float64], slack: float, foot: float
+) -> NDArray[np.bool_]:
+    """Which points (P, 3) a box (7,) holds that is larger by `slack` at its sides and its top and
+    begins `foot` above its own; (P,)."""
+    x, y, z, yaw, *size = box
+    to = points - (x, y, z)
+    c, s = np.cos(yaw), np.sin(yaw)
+    held = (to[:, 2] > foot) & (to[:, 2] < size[2] + slack)
+    held &= np.abs(c * to[:, 0] + s * to[:, 1]) < size[0] / 2 + slack
+    held &= np.abs(c * to[:, 1] - s * to[:, 0]) < size[1] / 2 + slack
+    return np.asarray(held)
 
 
 def middle_pixels(length: int, patch: int) -> NDArray[np.int64]:
@@ -137,7 +188,7 @@ def middle_pixels(length: int, patch: int) -> NDArray[np.int64]:
     return np.stack([first, first + 1], axis=1).ravel()
 
 
-def _back_project(
+def back_project(
     depth: NDArray[np.float32],
     pose: NDArray[np.float64],
     intrinsics: NDArray[np.float64],
@@ -173,11 +224,13 @@ def label(
     poses: NDArray[np.float64],
     intrinsics: NDArray[np.float64],
     patch: int | None = None,
+    boxes: NDArray[np.float64] | None = None,
 ) -> Labels:
     """Labels of frames: depth (T, H, W) metres, poses (T, 4, 4) camera-to-room, fx fy cx cy.
 
-    With `patch` only of the middle four pixels of each patch, (T, 2H/patch, 2W/patch): a
-    sixty-fourth of the work.
+    In takes in which something moves, `boxes` (T, N, 7) say where all is (`boxes_in`). With `patch`
+    only of the middle four pixels of each patch, (T, 2H/patch, 2W/patch): a sixty-fourth of the
+    work.
     """
     rows, columns = np.arange(depth.shape[1]), np.arange(depth.shape[2])
     if patch is not None:
@@ -187,8 +240,8 @@ def label(
     objects = np.full(depth.shape, -1, np.int16)
     for t, (plane, pose) in enumerate(zip(depth, poses, strict=True)):
         known = np.isfinite(plane)
-        points = _back_project(plane, pose, intrinsics, rows, columns)[known.ravel()]
-        held = annotation.objects_at(points)
+        points = back_project(plane, pose, intrinsics, rows, columns)[known.ravel()]
+        held = annotation.objects_at(points, None if boxes is None else boxes[t])
         objects[t][known] = held
         classes[t][known] = annotation.classes_of(points, held)
     return Labels(classes, objects)

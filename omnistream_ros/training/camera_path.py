@@ -54,14 +54,19 @@ def clearance(scene: Scene, points: np.ndarray) -> np.ndarray:
     free = np.minimum(free, np.minimum(points[:, 2], scene.room.height - points[:, 2]))
     boxes = scene.obstacles()
     if len(boxes):
-        to = points[:, None] - boxes[None, :, :3]  # (N, B, 3)
-        c, s = np.cos(boxes[:, 6]), np.sin(boxes[:, 6])
-        local = np.stack(
-            [c * to[..., 0] + s * to[..., 1], c * to[..., 1] - s * to[..., 0], to[..., 2]], -1
-        )
-        outside = np.maximum(np.abs(local) - boxes[:, 3:6], 0)
-        free = np.minimum(free, np.linalg.norm(outside, axis=-1).min(axis=1))
+        free = np.minimum(free, box_distances(points, boxes).min(axis=1))
     return free
+
+
+def box_distances(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Distance of each of the (N, 3) points to each of the boxes (B, 7) of `obstacles`; (N, B)."""
+    to = points[:, None] - boxes[None, :, :3]  # (N, B, 3)
+    c, s = np.cos(boxes[:, 6]), np.sin(boxes[:, 6])
+    local = np.stack(
+        [c * to[..., 0] + s * to[..., 1], c * to[..., 1] - s * to[..., 0], to[..., 2]], -1
+    )
+    outside = np.maximum(np.abs(local) - boxes[:, 3:6], 0)
+    return np.asarray(np.linalg.norm(outside, axis=-1))
 
 
 def make_path(

@@ -56,11 +56,18 @@ class _Kind:
         return counted(self.name, len(self.told), len(self.members))
 
 
-def sentence(room: str, names: Sequence[str], stand: Places, motion: str | None = None) -> str:
+def sentence(
+    room: str,
+    names: Sequence[str],
+    stand: Places,
+    motion: str | None = None,
+    moves: Sequence[tuple[str, str]] = (),
+) -> str:
     """A sentence about N things by name, most prominent first, which stand in a kind of room so.
 
     No name comes twice: a relation takes the place of the plain mention of both its things.
-    With the `motion` of a take it tells that as well, without one it is about a picture.
+    With the `motion` of a take it tells that as well, without one it is about a picture. `moves`
+    are the names of further things and what each does, such as "moving to the left".
     """
     kinds: dict[str, _Kind] = {}
     for index, name in enumerate(names):
@@ -75,7 +82,20 @@ def sentence(room: str, names: Sequence[str], stand: Places, motion: str | None 
     if chosen:
         placed = any(k.where for k in chosen)
         seen += f" with {_listed(_phrases(chosen), ', and ' if placed else ' and ')}"
+    if moves:
+        before = [kind.name for kind in chosen] + [name for name, _ in moves]
+        first = len(chosen)
+        told = [_moving(*move, move[0] in before[: first + i]) for i, move in enumerate(moves)]
+        seen += f"; {_listed(told)}"
     return f"the camera {_MOTIONS[motion]} {seen}" if motion in _MOTIONS else seen
+
+
+def _moving(name: str, how: str, further: bool) -> str:
+    """ "a chair is turning", or "another chair" where one was told of before."""
+    one = counted(name, 1)
+    if one == name:  # scissors
+        return f"{'other ' if further else ''}{name} are {how}"
+    return f"{f'another {name}' if further else one} is {how}"
 
 
 def _place_by_others(kinds: list[_Kind], stand: Places) -> None:

@@ -20,6 +20,8 @@ import numpy as np
 from omnistream_ros.evaluation.rotations import quaternions_of
 from omnistream_ros.training.assets import FurnitureLibrary
 from omnistream_ros.training.camera_path import CameraPath, PathError, make_path
+from omnistream_ros.training.movement import Mover
+from omnistream_ros.training.movers import find_movers, moved
 from omnistream_ros.training.render import Renderer, View
 from omnistream_ros.training.scenes import Scene, SceneMaker
 from omnistream_ros.training.sensor import Sensor, expose
@@ -42,7 +44,7 @@ class RenderedClip:
     rgb (T, H, W, 3) uint8 sRGB; depth (T, H, W) float32 z-depth in metres; poses (T, 4, 4)
     camera-to-world in optical axes, world = room with z up; intrinsics fx, fy, cx, cy in pixels;
     stamps (T,) seconds since the start of the take; cuts: the first frame of every take; motions:
-    how the camera moves in each.
+    how the camera moves in each; moving: what else moves in each.
     """
 
     scene: Scene
@@ -53,12 +55,13 @@ class RenderedClip:
     intrinsics: tuple[float, float, float, float]
     stamps: np.ndarray
     cuts: tuple[int, ...] = (0,)
+    moving: tuple[tuple[Mover, ...], ...] = ()
 
     def info(self) -> dict[str, object]:
         """Seed, room, motion, rate and objects with their boxes: `annotations` reads it."""
         first = self.stamps[: self.cuts[1]] if len(self.cuts) > 1 else self.stamps
         rate = (len(first) - 1) / float(first[-1]) if len(first) > 1 else 0.0
-        return {
+        info: dict[str, object] = {
             "seed": self.scene.seed,
             "room": self.scene.room.kind,
             "motion": ", ".join(self.motions),
@@ -66,11 +69,14 @@ class RenderedClip:
             "height": round(self.scene.room.height, 3),
             "corners": self.scene.room.corners.round(3).tolist(),
             "objects": [item.name for item in self.scene.items],
-            "boxes": [
-                [round(float(v), 3) for v in (*item.position, item.yaw, *item.size)]
-                for item in self.scene.items
-            ],
+            "boxes": [[round(float(v), 3) for v in item.box] for item in self.scene.items],
         }
+        if any(self.moving):
+            info["moving"] = [
+                [{"object": m.index, "boxes": m.boxes.round(3).tolist()} for m in movers]
+                for movers in self.moving
+            ]
+        return info
 
 
 def pinhole(width: int, height: int, fov: float) -> tuple[float, float, float, float]:
@@ -80,7 +86,7 @@ def pinhole(width: int, height: int, fov: float) -> tuple[float, float, float, f
 
 
 def training_clip(seed: int, maker: SceneMaker, renderer: Renderer) -> RenderedClip:
-    """The training clip of a seed: random room, paths, lens, frame rate and sensor.
+    """The training clip of a seed: random room, paths, lens, frame rate, sensor and movers.
 
     One clip in four is a single take of 16 to 24 frames, which teaches the use of the past. The
     others are takes of four frames from places all over the room: neighbouring frames look alike,
@@ -96,8 +102,10 @@ def training_clip(seed: int, maker: SceneMaker, renderer: Renderer) -> RenderedC
     camera = pinhole(renderer.width, renderer.height, rng.uniform(45, 95))
     sensor = Sensor.random(rng)
     takes: list[_Take] = []
-    for _ in range(_TRIES if long else 2 * _SHORT_TAKES):
-        take = _take(scene, maker, renderer, camera, sensor, frames, rate, rng)
+    for number in range(_TRIES if long else 2 * _SHORT_TAKES):
+        # What moves has a generator of its own, and all else is as if nothing did.
+        own = np.random.default_rng(np.random.SeedSequence([seed, 3, number]))
+        take = _take(scene, maker, renderer, camera, sensor, frames, rate, rng, own)
         if take is not None:
             takes.append(take)
         if len(takes) == (1 if long else _SHORT_TAKES):
@@ -113,6 +121,7 @@ def training_clip(seed: int, maker: SceneMaker, renderer: Renderer) -> RenderedC
         camera,
         np.concatenate([take.path.stamps for take in takes]),
         tuple(range(0, frames * len(takes), frames)),
+        tuple(take.movers for take in takes),
     )
 
 
@@ -121,6 +130,7 @@ class _Take:
     path: CameraPath
     rgb: np.ndarray
     depth: np.ndarray
+    movers: tuple[Mover, ...]
 
 
 def _take(
@@ -132,13 +142,18 @@ def _take(
     frames: int,
     rate: float,
     rng: Rng,
+    own: Rng,
 ) -> _Take | None:
-    """One run of the camera along a random path; None when there is nothing to see on it."""
+    """One run of the camera along a random path; None when there is nothing to see on it.
+
+    `own` draws what moves besides the camera, `rng` all else.
+    """
     try:
         path = make_path(scene, rng, frames, rate)
     except PathError as error:
         raise SeedError(str(error)) from error
-    renderer.load(maker.stage(scene, path.poses[:, :3, 3], camera[0]))
+    stage = maker.stage(scene, path.poses[:, :3, 3], camera[0])
+    renderer.load(stage)
     views: list[View] = []
     # The ends and the middle first: most paths that are no good show it there.
     for index in (0, frames // 2, frames - 1):
@@ -147,9 +162,20 @@ def _take(
             return None
         views.append(view)
     seen = dict(zip((0, frames // 2, frames - 1), views, strict=True))
-    views = [seen.get(i) or renderer.view(path.poses[i], camera) for i in range(frames)]
+    # Kept or not, a take is judged while all stands: so it is the same whatever moves in it.
+    depths = {i: seen[i].depth for i in (0, frames // 2)}
+    movers = find_movers(scene, path, depths, camera, own)
+    if movers:
+        seen = {0: views[0]}  # where all still stands in its place
+    views = []
+    for i, pose in enumerate(path.poses):
+        if movers and i:
+            # The items are the first instances of a stage, in their order.
+            places = {m.index: moved(stage.instances[m.index].transform, m, i) for m in movers}
+            renderer.move(places)
+        views.append(seen.get(i) or renderer.view(pose, camera))
     rgb = expose(views, path.poses, camera, sensor, rng)
-    return _Take(path, rgb, np.stack([view.depth for view in views]))
+    return _Take(path, rgb, np.stack([view.depth for view in views]), movers)
 
 
 def _worth_seeing(view: View) -> bool:

@@ -308,12 +308,13 @@ class ClipSampler:
             names = self.recorded_names if recorded else rendered
             name = names[int(rng.integers(len(names)))]
             folder = self.recorded if recorded and self.recorded is not None else self.folder
-            take = 0
+            take, frames = 0, np.zeros(0, np.int64)
 
             def wanted(bounds: NDArray[np.int64]) -> NDArray[np.int64]:
-                nonlocal take
+                nonlocal take, frames
                 indices = choose(rng, bounds, length)
                 take = int(np.searchsorted(bounds, indices[0], side="right")) - 1
+                frames = indices - bounds[take]
                 return indices
 
             try:
@@ -333,7 +334,7 @@ class ClipSampler:
             augmented = augment(clip, rng, self.settings, size)
             words = None
             if self.described:
-                words = describe(folder / name, take, clip, augmented)
+                words = describe(folder / name, take, frames, clip, augmented)
             return augmented, words
         raise ClipError(
             f"{_DRAWS} clips drawn, none with a take of {length} frames and depth in one of them "

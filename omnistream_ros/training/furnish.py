@@ -37,6 +37,11 @@ class Item:
     grain: float = 0.0
     gloss: float = 0.0
 
+    @property
+    def box(self) -> tuple[float, ...]:
+        """Middle of the foot x, y, z, yaw, width, depth, height: as `Annotation` has it."""
+        return (*self.position, self.yaw, *self.size)
+
     def corners(self, margin: float = 0.0) -> np.ndarray:
         """The footprint grown by a margin, (4, 2)."""
         w, d = self.size[0] / 2 + margin, self.size[1] / 2 + margin
@@ -46,7 +51,7 @@ class Item:
         )
 
 
-def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
+def overlap(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two rectangles (4, 2) overlap (separating axes)."""
     for corners in (a, b):
         for axis in (corners[0] - corners[1], corners[1] - corners[2]):
@@ -133,7 +138,7 @@ class Furnisher:
         if self.room.wall_distance(item.corners(0.0)).min() < 0.003:
             return False
         if solid:
-            if any(_overlap(corners, other) for other in self._solid):
+            if any(overlap(corners, other) for other in self._solid):
                 return False
             self._solid.append(item.corners())
         self.items.append(item)
@@ -224,7 +229,7 @@ class Furnisher:
             )
             others = [r for r in self._solid if not np.array_equal(r, table.corners())]
             if self.room.wall_distance(placed.corners()).min() > 0.02 and not any(
-                _overlap(placed.corners(), other) for other in others
+                overlap(placed.corners(), other) for other in others
             ):
                 self.items.append(placed)
                 self._solid.append(placed.corners())
@@ -251,7 +256,7 @@ class Furnisher:
                 chair = _moved(chair, at, placed.yaw + np.pi + rng.normal(0, 0.4))
                 others = [r for r in self._solid if not np.array_equal(r, placed.corners())]
                 if self.room.wall_distance(chair.corners()).min() > 0.02 and not any(
-                    _overlap(chair.corners(), other) for other in others
+                    overlap(chair.corners(), other) for other in others
                 ):
                     self.items.append(chair)
                     self._solid.append(chair.corners())
@@ -285,7 +290,7 @@ class Furnisher:
         footprint = placed.corners()
         for other in self.items:
             lower, upper = other.position[2], other.position[2] + other.size[2]
-            if lower < z + item.size[2] and upper > z and _overlap(footprint, other.corners()):
+            if lower < z + item.size[2] and upper > z and overlap(footprint, other.corners()):
                 return
         if z > 0 and not self._blocks_window(placed, wall):
             self._try(placed, solid=False)
@@ -345,7 +350,7 @@ class Furnisher:
                 )
                 item = _moved(item, (*at, carrier.position[2] + top + 0.001), yaw)
                 corners = item.corners(0.005)
-                if not any(_overlap(corners, other) for other in footprints):
+                if not any(overlap(corners, other) for other in footprints):
                     footprints.append(corners)
                     self.items.append(item)
         for _ in range(int(rng.poisson(amount))):

@@ -9,7 +9,8 @@ several times cheaper. B pairs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,8 +19,10 @@ from torch import Tensor
 from omnistream_ros.model import OmniStream
 from omnistream_ros.model.matching import STRIDE, cell_grid
 from omnistream_ros.stream.keyframes import depth_at_cells
+from omnistream_ros.training.annotations import back_project, inside
 from omnistream_ros.training.data import Clip, collate
 from omnistream_ros.training.differentiable_motion import exponential, project
+from omnistream_ros.training.movement import Mover
 
 # Pairs further apart than this are of no use to a tracker that changes its keyframe at 2 cells.
 _MAX_FLOW = 5.0  # cells, median
@@ -28,6 +31,7 @@ _MIN_VISIBLE = 0.4
 _SPAN = 6  # frames between the two, at most
 # A place of the keyframe is visible when what is seen there has its depth, within this share.
 _OCCLUSION = 0.05
+_AROUND = 0.03  # metres around the boxes of movers that are theirs
 # How wrong the expected motion is while tracking, at most (standard deviation): radians, and
 # translation as a share of the median depth.
 _ROTATION_JITTER = 0.05
@@ -80,6 +84,22 @@ class PairBatch:
     known: Tensor
     visible: Tensor
     camera: Tensor
+
+
+def hide_movers(clip: Clip, movers: Sequence[Mover]) -> Clip:
+    """A whole take, with depth unknown where its movers are: they are not where the camera's motion
+    takes them."""
+    if not movers:
+        return clip
+    depth = clip.depth.copy()
+    rows, columns = (np.arange(side) for side in depth.shape[1:])
+    for t, (plane, pose) in enumerate(zip(depth, clip.poses, strict=True)):
+        points = back_project(plane, pose, clip.intrinsics, rows, columns)
+        for mover in movers:
+            # Down to the floor they stand on: better some of that than feet that move.
+            held = inside(points, mover.boxes[t], _AROUND, -_AROUND)
+            plane[held.reshape(plane.shape)] = np.nan
+    return replace(clip, depth=depth)
 
 
 @torch.no_grad()

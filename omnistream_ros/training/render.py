@@ -3,10 +3,10 @@
 
 Three passes per frame. The first draws the scene with four samples per pixel in linear light:
 several point and window lights with inverse-square falloff, shadows of the brightest ones from maps
-made once per scene, sun that falls through the windows, varnish in which windows and lamps are
-mirrored, and a hemisphere for light that has been around. The second averages the
-samples, turns the depth buffer into metric z-depth and estimates how far crevices are closed to
-light (screen-space ambient occlusion), which the third smooths and applies.
+made once per scene and again when something in it moves, sun that falls through the windows,
+varnish in which windows and lamps are mirrored, and a hemisphere for light that has been around.
+The second averages the samples, turns the depth buffer into metric z-depth and estimates how far
+crevices are closed to light (screen-space ambient occlusion), which the third smooths and applies.
 
 Poses are camera-to-world in optical axes (x right, y down, z forward). Images come out with
 row 0 at the top because the projection itself is turned over, so nothing is flipped afterwards.
@@ -14,8 +14,8 @@ row 0 at the top because the projection itself is turned over, so nothing is fli
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -203,6 +203,7 @@ class Renderer:
         self._average["range"].value = (NEAR, FAR)
         self._images: Any = None
         self._drawn: list[_Drawn] = []
+        self._map_clips: dict[int, np.ndarray] = {}  # by number of the map
 
     def load(self, stage: Stage) -> None:
         """Bring a stage onto the device and make its shadow maps. Replaces the one before."""
@@ -228,15 +229,14 @@ class Renderer:
         for instance in stage.instances:
             key = id(instance.mesh)
             vertices, indices = buffers[key]
-            low, high = instance.mesh.bounds()
-            centre = instance.transform[:3, :3] @ ((low + high) / 2) + instance.transform[:3, 3]
+            centre, radius = _sphere(instance)
             scale = np.linalg.norm(instance.transform[:3, :3], axis=0)
             scene = self._scenes[cutout[key]]
             self._drawn.append(
                 _Drawn(
                     instance=instance,
                     centre=centre,
-                    radius=float(np.linalg.norm((high - low) * scale)) / 2,
+                    radius=radius,
                     scale=tuple(scale),
                     normals=np.linalg.inv(instance.transform[:3, :3]).T,
                     first_layer=first[key],
@@ -251,6 +251,19 @@ class Renderer:
                 )
             )
         self._set_lights(stage)
+
+    def move(self, transforms: Mapping[int, np.ndarray]) -> None:
+        """Put instances of the stage, told by their numbers in it, elsewhere with their shadows.
+
+        Transforms (4, 4) that turn and shift, compared to those before.
+        """
+        for number, transform in transforms.items():
+            drawn = self._drawn[number]
+            instance = replace(drawn.instance, transform=transform)
+            normals = np.linalg.inv(transform[:3, :3]).T
+            centre, _ = _sphere(instance)
+            self._drawn[number] = replace(drawn, instance=instance, centre=centre, normals=normals)
+        self._draw_maps()
 
     def view(self, pose: np.ndarray, intrinsics: Sequence[float]) -> View:
         """Render one frame from a camera-to-world pose (4, 4) with (fx, fy, cx, cy) in pixels."""
@@ -303,9 +316,6 @@ class Renderer:
             positions[i], colours[i] = light.position, light.colour
             if light.aim is not None:
                 aims[i] = (*light.aim, 1.0)
-        self._map_target.use()
-        self._map_target.clear(depth=1.0)
-        self._gl.enable(self._gl.DEPTH_TEST)
         clips = np.zeros((SHADOW_MAPS, 4, 4))
         for i, light in enumerate(casting):
             position = np.array(light.position)
@@ -314,13 +324,12 @@ class Renderer:
             middle = (SHADOW_SIZE - 1) / 2
             clip = projection(focal, focal, middle, middle, SHADOW_SIZE, SHADOW_SIZE)
             clips[i] = clip @ np.linalg.inv(look_at(position, position + aim))
-            self._draw_map(i, clips[i], self._drawn)
         if stage.sun is not None:
             shading = [drawn for drawn in self._drawn if drawn.instance.shades_sun]
             clips[LAMP_MAPS] = _sun_clip(np.array(stage.sun.towards), shading)
-            self._gl.polygon_offset = _SUN_OFFSET
-            self._draw_map(LAMP_MAPS, clips[LAMP_MAPS], shading)
-            self._gl.polygon_offset = (0.0, 0.0)
+        used = [*range(len(casting)), *([LAMP_MAPS] if stage.sun is not None else [])]
+        self._map_clips = {i: clips[i] for i in used}
+        self._draw_maps()
         sun = stage.sun or Sun((0.0, 0.0, 1.0), (0.0, 0.0, 0.0))
         panes = sorted(stage.panes, key=lambda pane: not pane.clear)[:MAX_PANES]
         rows = np.zeros((4, MAX_PANES, 3), np.float32)
@@ -340,6 +349,19 @@ class Renderer:
                 scene[f"pane_{name}"].write(values.tobytes())
             scene["to_sun"].value, scene["sun_colour"].value = sun.towards, sun.colour
             scene["shadow_clip"].write(clips.transpose(0, 2, 1).astype(np.float32).tobytes())
+
+    def _draw_maps(self) -> None:
+        """Draw the shadow maps of all lights that cast any."""
+        self._map_target.use()
+        self._map_target.clear(depth=1.0)
+        self._gl.enable(self._gl.DEPTH_TEST)
+        for number, clip in self._map_clips.items():
+            if number == LAMP_MAPS:
+                self._gl.polygon_offset = _SUN_OFFSET
+                self._draw_map(number, clip, [d for d in self._drawn if d.instance.shades_sun])
+                self._gl.polygon_offset = (0.0, 0.0)
+            else:
+                self._draw_map(number, clip, self._drawn)
 
     def _draw_map(self, number: int, clip: np.ndarray, shading: list[_Drawn]) -> None:
         self._map_target.viewport = (number * SHADOW_SIZE, 0, SHADOW_SIZE, SHADOW_SIZE)
@@ -371,6 +393,14 @@ class _Drawn:
     lit: Any
     dark: Any
     buffers: tuple[Any, Any]
+
+
+def _sphere(instance: Instance) -> tuple[np.ndarray, float]:
+    """Centre (3,) and radius of the sphere around an instance."""
+    low, high = instance.mesh.bounds()
+    turn, place = instance.transform[:3, :3], instance.transform[:3, 3]
+    scale = np.linalg.norm(turn, axis=0)
+    return turn @ ((low + high) / 2) + place, float(np.linalg.norm((high - low) * scale)) / 2
 
 
 def _columns(matrix: np.ndarray) -> bytes:

@@ -74,8 +74,9 @@ def expose(
 ) -> np.ndarray:
     """Turn rendered views (T of H x W) into pictures (T, H, W, 3) uint8 sRGB.
 
-    Motion blur follows the true image motion from each frame to the next, so poses (T, 4, 4) are
-    camera-to-world at the middle of the exposure.
+    Motion blur follows the image motion from each frame to the next, so poses (T, 4, 4) are
+    camera-to-world at the middle of the exposure. It is that of a room in which only the camera
+    moves: what moves besides is blurred as if it stood, which at its speeds is hardly seen.
     """
     height, width = views[0].depth.shape
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)

@@ -85,9 +85,10 @@ def seen_takes(
                 break
             if len(take) < _FRAMES:
                 continue
-            clip = take.frames(np.arange(_FRAMES))
+            frames = np.arange(_FRAMES)
+            clip = take.frames(frames)
             augmented = augment(clip, rng, changes)
-            words = describe(folder / name, number, clip, augmented)
+            words = describe(folder / name, number, frames, clip, augmented)
             assert words is not None
             with torch.no_grad():
                 tokens = model.backbone.forward_clip(collate([augmented]).pixels).patches[0].half()

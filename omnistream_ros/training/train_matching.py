@@ -18,12 +18,19 @@ import numpy as np
 import torch
 
 from omnistream_ros.model import OmniStream, build_model, load_model, save_model
+from omnistream_ros.training.annotations import read_annotation
 from omnistream_ros.training.augment import AugmentSettings, augment
 from omnistream_ros.training.data import find_clips, is_validation
 from omnistream_ros.training.export import MATCHING_RECORD
 from omnistream_ros.training.head_features import read_takes
 from omnistream_ros.training.matching_losses import match_pairs, matching_losses
-from omnistream_ros.training.matching_pairs import ObservedClip, PairBatch, PairSampler, observe
+from omnistream_ros.training.matching_pairs import (
+    ObservedClip,
+    PairBatch,
+    PairSampler,
+    hide_movers,
+    observe,
+)
 from omnistream_ros.training.run_folder import lock_run, stop_on_signal
 from omnistream_ros.training.state import (
     Progress,
@@ -185,8 +192,9 @@ def observe_clips(
     for name in rng.permutation(names)[: settings.clip_count]:
         # Each take is a stream of its own: the past of another place would spoil its depth.
         takes, left = list(read_takes(settings.clips / name)), settings.frames_per_clip
+        annotation = read_annotation(settings.clips / name)
         for number in rng.permutation(len(takes)):
-            take = takes[number]
+            take = hide_movers(takes[number], annotation.movers(number) if annotation else ())
             first = int(rng.integers(max(1, len(take) - left + 1)))
             take = take.frames(np.arange(first, min(len(take), first + left)))
             yield observe(model, augment(take, rng, AugmentSettings()))

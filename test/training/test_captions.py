@@ -112,6 +112,19 @@ def test_what_is_not_seen_is_not_told() -> None:
     )
 
 
+def test_what_moves_is_told_by_itself_and_apart_from_its_like() -> None:
+    things = [CHAIR, FAR_CHAIR, DESK, LAMP, ("Scissors", BOX[1]), OTHER_CHAIR, PLANT]
+    moving = {1: "turning", 4: "moving up", 6: "moving to the left"}
+    assert _annotation(*things).caption(np.arange(7), moving=moving) == (
+        "an office with a lamp on a desk, and two chairs at it; another chair is turning, scissors "
+        "are moving up and a ficus is moving to the left"
+    )
+    alone = _annotation(FAR_CHAIR, CHAIR).caption(np.arange(2), moving={0: "turning", 1: "moving"})
+    assert alone == "an office; a chair is turning and another chair is moving"
+    # Not seen, not told.
+    assert "moving" not in _annotation(DESK, CHAIR).caption(np.array([0]), moving={1: "moving"})
+
+
 def test_names_that_tell_their_place_do_not_tell_it_twice() -> None:
     lamp = ("Wall lamp", PICTURE[1])
     assert _annotation(lamp).caption(np.arange(1)) == "an office with a wall lamp"

@@ -359,7 +359,9 @@ def test_words_of_a_mirrored_clip_are_mirrored(tmp_path: Path) -> None:
     for number in range(3):
         path = folder / f"clip_{number:06d}.npz"
         clip = read_clip(path, lambda bounds: np.arange(2))
-        plain, mirrored = (describe(path, 0, clip, changed) for changed in (clip, mirror(clip)))
+        plain, mirrored = (
+            describe(path, 0, np.arange(2), clip, changed) for changed in (clip, mirror(clip))
+        )
         assert plain is not None
         assert mirrored is not None
         np.testing.assert_array_equal(mirrored.objects[:, :, ::-1], plain.objects)

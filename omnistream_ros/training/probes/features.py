@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from omnistream_ros.model import OmniStream
 from omnistream_ros.model.trunk import EfficientNetLite0Trunk
-from omnistream_ros.training.annotations import Annotation, label, read_annotation
+from omnistream_ros.training.annotations import Annotation, Labels, label, read_annotation
 from omnistream_ros.training.data import Clip, ClipError, collate, find_clips, read_clip
 
 PATCH = 16
@@ -57,7 +57,7 @@ def trunk_alone(trunk: EfficientNetLite0Trunk) -> Extractor:
 
 @dataclass(frozen=True)
 class ProbeClip:
-    """One take of a rendered clip that knows what it shows; `tested` clips train no probe."""
+    """The first take of a rendered clip that knows what it shows; `tested` clips train no probe."""
 
     name: str
     clip: Clip
@@ -75,11 +75,14 @@ class ProbeClip:
 
     def labels(self, frame: int) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
         """Classes (H, W) and objects (H, W) of one frame."""
-        c = self.clip
-        found = label(
-            self.annotation, c.depth[frame : frame + 1], c.poses[frame : frame + 1], c.intrinsics
-        )
+        found = self.labels_of([frame])
         return found.classes[0], found.objects[0]
+
+    def labels_of(self, frames: Sequence[int], patch: int | None = None) -> Labels:
+        """Labels of frames, of whole images or with `patch` of the middles of patches."""
+        c, chosen = self.clip, np.array(frames)
+        boxes = self.annotation.boxes_in(0, chosen)
+        return label(self.annotation, c.depth[chosen], c.poses[chosen], c.intrinsics, patch, boxes)
 
 
 def probe_clips(folder: Path, limit: int, frames: int = 16) -> Iterator[ProbeClip]:

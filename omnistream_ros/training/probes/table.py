@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from omnistream_ros.model import load_model
-from omnistream_ros.training.annotations import CLASSES, UNKNOWN, label
+from omnistream_ros.training.annotations import CLASSES, UNKNOWN
 from omnistream_ros.training.camera_path import MOTIONS
 from omnistream_ros.training.language_alignment import patch_labels
 from omnistream_ros.training.pretrained import pretrained_trunk
@@ -131,8 +131,7 @@ def _split(clips: Sequence[ProbeClip]) -> tuple[Tensor, Tensor]:
 
 def _truth(clip: ProbeClip) -> Tensor:
     """Classes of the patches of the middle and the last frame, (2, P)."""
-    c = clip.clip
-    labels = label(clip.annotation, c.depth[_LOOKED_AT], c.poses[_LOOKED_AT], c.intrinsics, PATCH)
+    labels = clip.labels_of(_LOOKED_AT, PATCH)
     return torch.from_numpy(patch_labels(labels.classes, UNKNOWN))
 
 
