@@ -140,6 +140,8 @@ def cell_grid(height: int, width: int, device: torch.device | str = "cpu") -> Te
 @lru_cache(maxsize=4)
 def _window(device: torch.device) -> tuple[Tensor, Tensor]:
     """Candidates from the first, (K, 2); and for each the ones around it, (K, K), 0 and 1."""
-    offsets = cell_grid(WINDOW, WINDOW, device)
-    distance = (offsets.unsqueeze(1) - offsets).abs().amax(-1)
-    return offsets, (distance <= _PEAK).float()
+    # Kept for training as well, also when first asked for in an inference_mode block.
+    with torch.inference_mode(False):
+        offsets = cell_grid(WINDOW, WINDOW, device)
+        distance = (offsets.unsqueeze(1) - offsets).abs().amax(-1)
+        return offsets, (distance <= _PEAK).float()

@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 import torch
 
-from omnistream_ros.model import NANO, build_model
+from omnistream_ros.model import NANO, build_model, matching
 from omnistream_ros.model.matching import WINDOW, MatchingHead, cell_grid, flat_places
 
 CONFIG = dataclasses.replace(NANO, matching_width=48)
@@ -119,3 +119,15 @@ def test_the_network_carries_it() -> None:
     assert build_model(NANO, device="meta").matching_head is None
     model = build_model(CONFIG, device="meta")
     assert isinstance(model.matching_head, MatchingHead)
+
+
+def test_matching_can_be_learned_after_it_was_used_in_inference_mode() -> None:
+    matching._window.cache_clear()
+    head = MatchingHead(CONFIG)
+    descriptors = random_descriptors()
+    for grad in (False, True):
+        with torch.inference_mode(not grad):
+            places, expected = flat_places(descriptors)[:, :9], cell_grid(3, 3)[None]
+            matches = head.match(places, descriptors, expected)
+    matches.position.sum().backward()
+    assert head.log_temperature.grad is not None
