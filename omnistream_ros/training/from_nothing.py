@@ -13,11 +13,7 @@ from collections.abc import Callable
 from omnistream_ros.model import ModelConfig, load_model
 from omnistream_ros.training.clips import fill
 from omnistream_ros.training.train import train
-from omnistream_ros.training.train_matching import (
-    MatchingSettings,
-    network_of,
-    train_matching,
-)
+from omnistream_ros.training.train_matching import MatchingSettings, network_of, train_matching
 from omnistream_ros.training.train_settings import TrainSettings
 
 _TRUNK = "efficientnet_lite0"  # whose features matching reads

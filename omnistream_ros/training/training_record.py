@@ -11,11 +11,8 @@ from typing import Any
 
 from omnistream_ros.training.licences import licences_in, told
 
-SUMMED = (
-    "steps",
-    "frames",
-    "hours",
-)  # over all runs, each begun with the weights of the one before
+# Over all runs, each begun with the weights of the one before.
+SUMMED = ("steps", "frames", "hours")
 LAST_RUN = "last run"
 _BESIDE_SUMS = ("seed", "clips")  # of the last run, where older cards have them
 
