@@ -33,7 +33,8 @@ _SHAPE = len(SHAPE_DEVIATION)
 _D = 6 + _SHAPE
 # Standard deviation of how much larger one depth image is than another by the places that they
 # share, in log: on held-out clips the factor of 50 to 70 % of an image differs from that of all of
-# it by 0.04 to 0.07. There are two images to a link, and each link is asked from both sides.
+# it by 0.04 to 0.07. Twice that, for two images are compared, and the edges of a link, one from
+# either side, make the same comparison, which shall count once.
 _RATIO_DEVIATION = 0.1
 _FEWEST_SHARED = 20  # places; fewer do not say
 _ROUNDS = 3
@@ -86,6 +87,8 @@ class _Problem:
         self._seen = self._whitening[..., 0] > 0  # (E, N)
         # The target's places that are nearest to where the source's are seen.
         self._there = frames[0].nearest(self._position)  # (E, N)
+        known = np.stack([frame.known for frame in frames])  # (F, N)
+        self._comparable = known[self._source] & known[self._target[:, None], self._there]
         self._camera = frames[0].camera
         self._motions = np.stack([frame.camera_from_world for frame in frames])  # (F, 4, 4)
         self._rays = np.stack([frame.rays for frame in frames])  # (F, N, 3)
@@ -149,7 +152,7 @@ class _Problem:
         matrix += np.diag(self._shape_information)
         vector += self._shape_information * unlike[self._unknown]
 
-        ratio, information = self._ratio(depth, log_depth, usable)  # (E,)
+        ratio, information = self._ratio(depth, log_depth, usable & self._comparable)  # (E,)
         scale = self._onto_scale()  # (E, U)
         matrix += scale.T @ (information[:, None] * scale)
         vector += scale.T @ (information * ratio)
@@ -197,10 +200,12 @@ class _Problem:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Log of how much larger each edge's source is than its target, and the information (E,).
 
+        The median over the places: what moves is at another depth in each.
+
         Args:
             depth: (E, N) of the source's places in the target's camera.
             log_depth: (F, N) of the places of every frame in its own.
-            usable: (E, N).
+            usable: (E, N) places that are seen, with a depth in both images.
         """
         there = log_depth[self._target[:, None], self._there]
         larger = np.log(np.maximum(depth, NEAREST)) - there

@@ -85,6 +85,11 @@ class Keyframe:
         chosen = torch.from_numpy(row * width + column).to(self.view.descriptors.device)
         self._places = flat_places(self.view.descriptors)[:, chosen]  # (1, N, C)
 
+    @property
+    def known(self) -> np.ndarray:
+        """Of which places the network predicted a depth, (N,) bool."""
+        return self.prior < _UNKNOWN_DEVIATION**2
+
     def points(self) -> np.ndarray:
         """(N, 3) in the axes of the keyframe."""
         log_depth = self.predicted + self.basis @ self.shape + self.correction

@@ -8,6 +8,7 @@ import pytest
 import torch
 from box_room import CAMERA, CELLS, look, render
 
+from omnistream_ros.model.matching import cell_grid
 from omnistream_ros.stream import geometry
 from omnistream_ros.stream.bundle import adjust
 from omnistream_ros.stream.keyframes import Keyframe, View, make_keyframe, project
@@ -21,12 +22,13 @@ PATH = [
 ]
 
 
-def keyframe(number: int, pose: np.ndarray, scale: float = 1.0) -> Keyframe:
+def keyframe(number: int, pose: np.ndarray, scale: float = 1.0, reach: float = np.inf) -> Keyframe:
+    """With exact depth times a scale, as far as it reaches."""
     seen = render(pose)
     view = View(
         torch.zeros(1, 2, CELLS.height, CELLS.width), torch.zeros(CAMERA.height, CAMERA.width)
     )
-    depth = torch.from_numpy(scale * seen.depth).float()
+    depth = torch.from_numpy(scale * np.where(seen.depth < reach, seen.depth, np.nan)).float()
     world_to_camera = geometry.rigid_inverse(pose)
     return make_keyframe(number, view, depth, CELLS, world_to_camera, np.zeros((6, 6)))
 
@@ -127,6 +129,36 @@ def test_somebody_who_walks_by_does_not_change_the_size() -> None:
     for _ in range(3):
         assert adjust(keys[1:], keys[:1])
     assert abs(keys[1].shape[0]) < 0.1
+
+
+def test_places_without_depth_say_nothing_of_the_size() -> None:
+    turns = [look(0.2, 0.1, 0.2, (0, 5 * i, 0)) for i in range(3)]
+    reach = float(np.median(render(turns[1]).depth))
+    keys = [keyframe(i, pose, reach=reach if i == 1 else np.inf) for i, pose in enumerate(turns)]
+    assert keys[0].known.all()
+    assert 0.4 < keys[1].known.mean() < 0.6
+    for key, pose in zip(keys, turns, strict=True):
+        for other in keys:
+            if other is not key:
+                key.seen_by[other.number] = see(key, pose, turns[other.number])
+    for _ in range(3):
+        assert adjust(keys[1:], keys[:1])
+    assert abs(keys[1].shape[0]) < 0.03
+
+
+def test_the_nearest_place_is_found_wherever_it_is_asked_for() -> None:
+    key = keyframe(0, look())
+    cells = cell_grid(CELLS.height, CELLS.width).double().numpy()
+    chosen = key.cells[key.nearest(cells[None])[0]]
+    least = np.linalg.norm(cells[:, None] - key.cells, axis=-1).min(1)
+    assert np.allclose(np.linalg.norm(chosen - cells, axis=1), least)
+    # Shapes, and what lies beside the image or nowhere.
+    beside = np.array([[[-9.0, 3.2], [99.0, 3.2], [np.nan, 1.0], [np.inf, -np.inf]]] * 3)
+    found = key.nearest(beside)
+    assert found.shape == (3, 4)
+    assert (key.cells[found[:, 0], 0] < 2).all()
+    assert (key.cells[found[:, 1], 0] > CELLS.width - 3).all()
+    assert key.nearest(key.cells[7]) == 7
 
 
 def test_fixed_keyframes_do_not_change() -> None:
