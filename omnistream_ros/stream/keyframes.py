@@ -261,10 +261,10 @@ def _whitening(covariance: np.ndarray, trust: np.ndarray) -> np.ndarray:
 @functools.cache  # the sizes of cameras' images, in cells, are few
 def _nearest_place(height: int, width: int) -> np.ndarray:
     """Which place of the lattice is nearest to every cell, (height, width)."""
-    cells, places = cell_grid(height, width).double().numpy(), _lattice(height, width)
-    distance = ((cells[:, None] - places) ** 2).sum(-1)  # (h w, N)
-    nearest: np.ndarray = distance.argmin(1).reshape(height, width)
-    return nearest
+    cells = cell_grid(height, width).double().numpy().reshape(height, width, 2)
+    places = _lattice(height, width)
+    # Row by row: all distances at once would take a gigabyte for the image of a large model.
+    return np.stack([((row[:, None] - places) ** 2).sum(-1).argmin(1) for row in cells])
 
 
 def _lattice(height: int, width: int) -> np.ndarray:
