@@ -258,7 +258,7 @@ def _whitening(covariance: np.ndarray, trust: np.ndarray) -> np.ndarray:
     return np.stack((a, -a * xy / y, np.sqrt(trust / y)), axis=1)
 
 
-@functools.cache  # the sizes of cameras' images, in cells, are few
+@functools.lru_cache(maxsize=8)  # the sizes of cameras' images, in cells, are few
 def _nearest_place(height: int, width: int) -> np.ndarray:
     """Which place of the lattice is nearest to every cell, (height, width)."""
     cells = cell_grid(height, width).double().numpy().reshape(height, width, 2)

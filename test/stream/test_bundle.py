@@ -8,7 +8,6 @@ import pytest
 import torch
 from box_room import CAMERA, CELLS, look, render
 
-from omnistream_ros.model.matching import cell_grid
 from omnistream_ros.stream import geometry
 from omnistream_ros.stream.bundle import adjust
 from omnistream_ros.stream.keyframes import Keyframe, View, make_keyframe, project
@@ -144,21 +143,6 @@ def test_places_without_depth_say_nothing_of_the_size() -> None:
     for _ in range(3):
         assert adjust(keys[1:], keys[:1])
     assert abs(keys[1].shape[0]) < 0.03
-
-
-def test_the_nearest_place_is_found_wherever_it_is_asked_for() -> None:
-    key = keyframe(0, look())
-    cells = cell_grid(CELLS.height, CELLS.width).double().numpy()
-    chosen = key.cells[key.nearest(cells[None])[0]]
-    least = np.linalg.norm(cells[:, None] - key.cells, axis=-1).min(1)
-    assert np.allclose(np.linalg.norm(chosen - cells, axis=1), least)
-    # Shapes, and what lies beside the image or nowhere.
-    beside = np.array([[[-9.0, 3.2], [99.0, 3.2], [np.nan, 1.0], [np.inf, -np.inf]]] * 3)
-    found = key.nearest(beside)
-    assert found.shape == (3, 4)
-    assert (key.cells[found[:, 0], 0] < 2).all()
-    assert (key.cells[found[:, 1], 0] > CELLS.width - 3).all()
-    assert key.nearest(key.cells[7]) == 7
 
 
 def test_fixed_keyframes_do_not_change() -> None:
