@@ -109,6 +109,11 @@ class _Problem:
         prior = np.zeros((len(frames), _D))
         prior[:free, 6:] = SHAPE_DEVIATION**-2
         self._shape_information = prior[unknown]  # (U,)
+        # From the unknowns to the log scale of each edge's source less its target's.
+        edge, ratio = np.arange(len(edges)), np.zeros((len(edges), *unknown.shape))
+        ratio[edge, self._source, 6] = 1.0
+        ratio[edge, self._target, 6] = -1.0
+        self._onto_ratio = ratio[:, unknown]  # (E, U)
         # Scale and slopes are expected to be alike, not to vanish: what the network is wrong by in
         # this corner of the room must not change the size that the room has.
         self._expected = self._shape[:free].mean(axis=0) * [1.0, 0.0, 0.0]
@@ -153,9 +158,8 @@ class _Problem:
         vector += self._shape_information * unlike[self._unknown]
 
         ratio, information = self._ratio(depth, log_depth, usable & self._comparable)  # (E,)
-        scale = self._onto_scale()  # (E, U)
-        matrix += scale.T @ (information[:, None] * scale)
-        vector += scale.T @ (information * ratio)
+        matrix += self._onto_ratio.T @ (information[:, None] * self._onto_ratio)
+        vector += self._onto_ratio.T @ (information * ratio)
 
         depth_information, depth_gradient = 1 / self._prior, self._correction / self._prior
         np.add.at(depth_information, self._source, own)
@@ -214,14 +218,6 @@ class _Problem:
         for e in np.flatnonzero(enough):
             ratio[e] = np.median(larger[e, usable[e]])
         return ratio, enough / _RATIO_DEVIATION**2
-
-    def _onto_scale(self) -> np.ndarray:
-        """From the unknowns to the log scale of each edge's source less its target's (E, U)."""
-        edge = np.arange(len(self._source))
-        onto = np.zeros((len(edge), *self._unknown.shape))
-        onto[edge, self._source, 6] = 1.0
-        onto[edge, self._target, 6] = -1.0
-        return onto[:, self._unknown]
 
     def write_back(self) -> None:
         """Put the outcome into the keyframes."""

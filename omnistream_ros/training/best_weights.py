@@ -61,19 +61,18 @@ class BestWeights:
             self._names, self._clips = list(rendered), list(rendered.values())
 
     def judge_what_is_there(self) -> None:
-        """Before the first step of a run: scores the file that the best weights would replace, for
-        only better ones shall, and the weights to begin with. Of a run that goes on: scores again
-        what was judged otherwise, by other clips or by a number that is not compared any more.
+        """Scores the file that the best weights would replace, for only better ones shall, and
+        before the first step of a run the weights to begin with. Of a run that goes on: scores
+        again what was judged otherwise, by other clips or by a number that is not compared any
+        more.
         """
         p, output = self._progress, self._settings.output
-        others = [old for old in (p.best, p.there) if old and not self._comparable(old)]
-        if not self._clips or (p.step and not others):
+        if not self._clips:
             return
-        if p.step:
-            self._report("what is best so far was judged otherwise: it is judged again")
-        if output is not None and output.exists():
+        if output is not None and output.exists() and not self._comparable(p.there):
             p.there = self._score_file(output)
-        if p.best:
+        if p.best and not self._comparable(p.best):
+            self._report("what is best so far was judged otherwise: it is judged again")
             again = self._score_file(self._file)
             p.best = again and {**again, "step": p.best["step"]}
         elif not p.step and self._settings.start_from is not None:

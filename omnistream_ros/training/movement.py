@@ -48,8 +48,9 @@ def movement(boxes: NDArray[np.float64], view: NDArray[np.float64]) -> str:
         return "moving"
     if abs(way[2]) > np.sqrt(0.5) * length:
         return "moving up" if way[2] > 0 else "moving down"
-    level = way * [1, 1, 0]
-    aside, _, ahead = view[:3, :3].T @ level
-    if abs(aside) > np.sqrt(0.5) * np.linalg.norm(level):
+    # On the floor plan, so that a camera that looks straight down has an ahead as well.
+    right = view[:2, 0] / np.linalg.norm(view[:2, 0])
+    aside, ahead = float(right @ way[:2]), float(right[0] * way[1] - right[1] * way[0])
+    if abs(aside) > abs(ahead):
         return "moving to the right" if aside > 0 else "moving to the left"
     return "moving away from the camera" if ahead > 0 else "moving towards the camera"

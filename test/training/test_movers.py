@@ -337,6 +337,16 @@ def test_too_little_for_its_distance_is_not_told_nor_the_way_of_what_comes_back(
     assert movement(boxes, view) == "moving"
 
 
+def test_a_camera_that_looks_down_and_a_little_backwards_keeps_its_ahead() -> None:
+    view = look_at(np.array([0.0, 0, 2]), np.array([0.0, 0.2, 0]))
+    c, s = np.cos(0.4), np.sin(0.4)
+    view[:3, :3] = view[:3, :3] @ [[1, 0, 0], [0, c, s], [0, -s, c]]
+    assert view[1, 2] < -0.1, "the optical axis points backwards"
+    boxes = np.zeros((2, 7))
+    boxes[1, 1] = 0.3
+    assert movement(boxes, view) == "moving away from the camera"
+
+
 # A camera that looks along y at a wall 4 m away, which passes to the left while a chair, 2 m away,
 # moves to the right: two takes of six frames, the chair moves in the second. A chair stands still.
 FRAMES, STEP = 6, 0.1
