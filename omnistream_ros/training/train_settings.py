@@ -33,7 +33,7 @@ class TrainSettings:
     recorded_share: float = 0.35
     frames_per_step: int = 16  # of each process
     lengths: dict[int, float] = field(
-        default_factory=lambda: {1: 0.1, 2: 0.3, 4: 0.3, 8: 0.1, 16: 0.2}
+        default_factory=lambda: {1: 0.15, 2: 0.35, 4: 0.35, 8: 0.05, 16: 0.1}
     )
     learning_rate: float = 8e-4
     trunk_learning_rate: float = 2e-4
