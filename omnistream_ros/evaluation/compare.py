@@ -15,6 +15,7 @@ from omnistream_ros.evaluation.summary import memory_text
 _ROWS: tuple[tuple[str, tuple[str, ...], int, bool], ...] = (
     ("AbsRel metric", ("depth", "metric", "abs_rel"), 4, True),
     ("d<1.25 metric", ("depth", "metric", "delta1"), 4, False),
+    ("log MAE metric", ("depth", "metric", "log_mae"), 4, True),
     ("AbsRel scale", ("depth", "scale", "abs_rel"), 4, True),
     ("d<1.25 scale", ("depth", "scale", "delta1"), 4, False),
     ("flicker", ("flicker",), 4, True),
