@@ -231,26 +231,11 @@ def needs_ros() -> None:
             pytest.skip(f"{name} is not installed: the demo was not run over DDS")
 
 
-@pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory) -> str:
-    torch = pytest.importorskip("torch")
-    from omnistream_ros.model import ModelCard, ModelConfig, build_model, save_model
-
-    torch.manual_seed(0)
-    config = ModelConfig(
-        name="tiny", width=64, depth=4, heads=1, patch_embed="conv16", taps=(0, 1, 2, 3),
-        head_width=16, model_pixels=48 * 64, metric=True,
-    )  # fmt: skip
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    save_model(path, build_model(config), ModelCard("tiny", "Apache-2.0"))
-    return str(path)
-
-
-def test_demo_over_real_dds(tmp_path, tiny_model) -> None:
+def test_demo_over_real_dds(tmp_path, model_file) -> None:
     needs_ros()
     folder = write_tum_folder(tmp_path / "corridor", 30)
     said: list[str] = []
-    files = run_demo(folder, tmp_path / "out", parameters={"model": tiny_model}, say=said.append)
+    files = run_demo(folder, tmp_path / "out", parameters={"model": model_file}, say=said.append)
     assert files.picture.stat().st_size > 10_000
     assert "Depth against truth" in files.table
     assert "Pose against truth" in files.table

@@ -40,13 +40,18 @@ def see(key: Keyframe, from_pose: np.ndarray, other: np.ndarray) -> Sightings:
     return Sightings(np.where(inside[:, None], position, 0.0), whitening)
 
 
+def link(keys: list[Keyframe], poses: list[np.ndarray]) -> None:
+    """Let each keyframe be seen by all others, from where they truly are."""
+    for key, pose in zip(keys, poses, strict=True):
+        for other in keys:
+            if other is not key:
+                key.seen_by[other.number] = see(key, pose, poses[other.number])
+
+
 def linked() -> list[Keyframe]:
     """Keyframes with exact depth, poses and sightings."""
     keys = [keyframe(i, pose) for i, pose in enumerate(PATH)]
-    for key, pose in zip(keys, PATH, strict=True):
-        for other in keys:
-            if other is not key:
-                key.seen_by[other.number] = see(key, pose, PATH[other.number])
+    link(keys, PATH)
     return keys
 
 
@@ -105,10 +110,7 @@ def test_depth_images_from_one_spot_become_of_one_size() -> None:
         keyframe(i, pose, np.exp(size))
         for i, (pose, size) in enumerate(zip(turns, sizes, strict=True))
     ]
-    for key, pose in zip(keys, turns, strict=True):
-        for other in keys:
-            if other is not key:
-                key.seen_by[other.number] = see(key, pose, turns[other.number])
+    link(keys, turns)
     for _ in range(3):
         assert adjust(keys[1:], keys[:1])
     left = sizes + [key.shape[0] for key in keys]
@@ -121,10 +123,7 @@ def test_somebody_who_walks_by_does_not_change_the_size() -> None:
     keys = [keyframe(i, pose) for i, pose in enumerate(turns)]
     passer = keys[1].cells[:, 0] < keys[1].size[0] / 3
     keys[1].predicted = keys[1].predicted - np.where(passer, np.log(2), 0.0)
-    for key, pose in zip(keys, turns, strict=True):
-        for other in keys:
-            if other is not key:
-                key.seen_by[other.number] = see(key, pose, turns[other.number])
+    link(keys, turns)
     for _ in range(3):
         assert adjust(keys[1:], keys[:1])
     assert abs(keys[1].shape[0]) < 0.1
@@ -136,10 +135,7 @@ def test_places_without_depth_say_nothing_of_the_size() -> None:
     keys = [keyframe(i, pose, reach=reach if i == 1 else np.inf) for i, pose in enumerate(turns)]
     assert keys[0].known.all()
     assert 0.4 < keys[1].known.mean() < 0.6
-    for key, pose in zip(keys, turns, strict=True):
-        for other in keys:
-            if other is not key:
-                key.seen_by[other.number] = see(key, pose, turns[other.number])
+    link(keys, turns)
     for _ in range(3):
         assert adjust(keys[1:], keys[:1])
     assert abs(keys[1].shape[0]) < 0.03

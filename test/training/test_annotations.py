@@ -18,6 +18,10 @@ from omnistream_ros.training.annotations import (
     middle_pixels,
     read_annotation,
 )
+from omnistream_ros.training.clips import HEIGHT, WIDTH, training_clip, write_training_clip
+from omnistream_ros.training.data import read_clip
+
+__all__ = ["HEIGHT", "WIDTH"]  # read by the fixture of the renderer
 
 
 def _info(**changes: object) -> dict[str, object]:
@@ -118,24 +122,10 @@ def test_old_and_foreign_clips_have_no_annotation(tmp_path: Path) -> None:
     assert read_annotation(tmp_path / "nothing.npz") is None
 
 
-def test_labels_of_a_rendered_clip_fit_what_is_seen(tmp_path: Path) -> None:
+def test_labels_of_a_rendered_clip_fit_what_is_seen(tmp_path: Path, maker, renderer) -> None:
     """Depth and boxes come from different code: nearly every pixel must lie on something."""
-    pytest.importorskip("moderngl")
-    from omnistream_ros.training.assets import AssetError, FurnitureLibrary
-    from omnistream_ros.training.clips import HEIGHT, WIDTH, training_clip, write_training_clip
-    from omnistream_ros.training.data import read_clip
-    from omnistream_ros.training.render import Renderer, RenderError
-    from omnistream_ros.training.scenes import SceneMaker
-
-    try:
-        maker, renderer = SceneMaker(FurnitureLibrary(), False), Renderer(WIDTH, HEIGHT)
-    except (AssetError, RenderError) as error:
-        pytest.skip(str(error))
     path = tmp_path / "clip_000001.npz"
-    try:
-        write_training_clip(training_clip(10000014, maker, renderer), path)
-    finally:
-        renderer.close()
+    write_training_clip(training_clip(10000014, maker, renderer), path)
     annotation = read_annotation(path)
     assert annotation is not None
     clip = read_clip(path).frames(np.arange(3))

@@ -26,7 +26,6 @@ from omnistream_ros.training.annotations import (
     label,
     read_annotation,
 )
-from omnistream_ros.training.assets import AssetError, FurnitureLibrary
 from omnistream_ros.training.augment import AugmentSettings, mirror
 from omnistream_ros.training.camera_path import CameraPath, PathError, make_path
 from omnistream_ros.training.clips import (
@@ -47,7 +46,6 @@ from omnistream_ros.training.render import (
     Light,
     Pane,
     Renderer,
-    RenderError,
     Stage,
     Sun,
     look_at,
@@ -58,24 +56,6 @@ from omnistream_ros.training.words import Words, describe
 
 SEED = 10000022  # the first that is tried
 WIDTH, HEIGHT = 96, 64
-
-
-@pytest.fixture(scope="module")
-def maker() -> SceneMaker:
-    try:
-        return SceneMaker(FurnitureLibrary(), pictures=False)
-    except AssetError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
-def renderer():
-    try:
-        made = Renderer(WIDTH, HEIGHT)
-    except RenderError as error:
-        pytest.skip(str(error))
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

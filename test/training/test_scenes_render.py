@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from omnistream_ros.evaluation.recordings import open_recording
-from omnistream_ros.training.assets import AssetError, FurnitureLibrary, attribution
+from omnistream_ros.training.assets import attribution
 from omnistream_ros.training.camera_path import make_path
 from omnistream_ros.training.clip_recording import ClipSettings, render_clip, write_recording
 from omnistream_ros.training.clips import (
@@ -25,7 +25,6 @@ from omnistream_ros.training.render import (
     Light,
     Pane,
     Renderer,
-    RenderError,
     Stage,
     Sun,
     look_at,
@@ -34,24 +33,6 @@ from omnistream_ros.training.room import RADIATOR_DEPTH
 from omnistream_ros.training.scenes import SceneMaker
 
 WIDTH, HEIGHT = 96, 72
-
-
-@pytest.fixture(scope="module")
-def renderer():
-    try:
-        made = Renderer(WIDTH, HEIGHT)
-    except RenderError as error:
-        pytest.skip(str(error))
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def maker() -> SceneMaker:
-    try:
-        return SceneMaker(FurnitureLibrary(), pictures=False)
-    except AssetError as error:
-        pytest.skip(str(error))
 
 
 def plain_stage(builder: MeshBuilder, lights: tuple[Light, ...] = ()) -> Stage:
