@@ -16,10 +16,10 @@ from omnistream_ros.training import textures
 from omnistream_ros.training.assets import LEVELS, Asset, FurnitureLibrary
 from omnistream_ros.training.furnish import COVERINGS, Furnisher, Item
 from omnistream_ros.training.mesh import Mesh, MeshBuilder, Paint, cylinder, unit_box
-from omnistream_ros.training.render import Instance, Light, Pane, Stage, Sun
 from omnistream_ros.training.roles import assets_by_role
 from omnistream_ros.training.room import SIZES, Room, make_room
 from omnistream_ros.training.shell import build_shell
+from omnistream_ros.training.stage import Instance, Light, Pane, Stage, Sun
 from omnistream_ros.training.textures import Rng
 
 _KIND_WEIGHTS = {

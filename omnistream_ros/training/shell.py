@@ -10,8 +10,8 @@ import numpy as np
 
 from omnistream_ros.training import textures
 from omnistream_ros.training.mesh import Mesh, MeshBuilder, Paint
-from omnistream_ros.training.render import Light, Pane
 from omnistream_ros.training.room import RADIATOR_DEPTH, Opening, Room
+from omnistream_ros.training.stage import Light, Pane
 from omnistream_ros.training.textures import Rng
 
 _WALL_THICKNESS = 0.14

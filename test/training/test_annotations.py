@@ -18,10 +18,10 @@ from omnistream_ros.training.annotations import (
     middle_pixels,
     read_annotation,
 )
-from omnistream_ros.training.clips import HEIGHT, WIDTH, training_clip, write_training_clip
+from omnistream_ros.training.clips import training_clip, write_training_clip
 from omnistream_ros.training.data import read_clip
 
-__all__ = ["HEIGHT", "WIDTH"]  # read by the fixture of the renderer
+WIDTH, HEIGHT = 192, 144  # of the renderer
 
 
 def _info(**changes: object) -> dict[str, object]:

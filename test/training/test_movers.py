@@ -41,16 +41,9 @@ from omnistream_ros.training.matching_pairs import PairSampler, hide_movers, obs
 from omnistream_ros.training.mesh import MeshBuilder, Paint
 from omnistream_ros.training.movement import Mover, movement
 from omnistream_ros.training.movers import find_movers, moved
-from omnistream_ros.training.render import (
-    Instance,
-    Light,
-    Pane,
-    Renderer,
-    Stage,
-    Sun,
-    look_at,
-)
+from omnistream_ros.training.render import Renderer, look_at
 from omnistream_ros.training.scenes import SceneMaker, transform
+from omnistream_ros.training.stage import Instance, Light, Pane, Stage, Sun
 from omnistream_ros.training.train_matching import MatchingSettings, observe_clips
 from omnistream_ros.training.words import Words, describe
 

@@ -20,17 +20,10 @@ from omnistream_ros.training.clips import (
 )
 from omnistream_ros.training.furnish import _zone, overlap
 from omnistream_ros.training.mesh import MeshBuilder, Paint
-from omnistream_ros.training.render import (
-    Instance,
-    Light,
-    Pane,
-    Renderer,
-    Stage,
-    Sun,
-    look_at,
-)
+from omnistream_ros.training.render import Renderer, look_at
 from omnistream_ros.training.room import RADIATOR_DEPTH
 from omnistream_ros.training.scenes import SceneMaker
+from omnistream_ros.training.stage import Instance, Light, Pane, Stage, Sun
 
 WIDTH, HEIGHT = 96, 72
 
