@@ -359,7 +359,7 @@ def _declare_train_matching(commands: Any) -> None:
         help="folder of the state; the same one again goes on",
     )
     command.add_argument("--output", type=Path, help="default: the weights file itself")
-    command.add_argument("--start-from", type=Path, help="weights with a head to go on from")
+    command.add_argument("--start-from", type=Path, help="weights whose head a new run begins with")
     command.add_argument("--steps", type=int, default=800, help="default: %(default)s")
     command.add_argument("--clip-count", type=int, default=150, help="default: %(default)s")
     command.add_argument("--seed", type=int, default=0)
