@@ -134,6 +134,12 @@ def _declare_train(commands: Any) -> None:
         help="weights that a new run begins with",
     )
     command.add_argument(
+        "--blocks",
+        type=count,
+        metavar="N",
+        help="of --start-from: deepen the network to so many, from the same function",
+    )
+    command.add_argument(
         "--coarse-part",
         type=float,
         metavar="SHARE",
@@ -219,6 +225,7 @@ def _run_train(options: argparse.Namespace) -> None:
         recorded=options.recorded,
         recorded_share=options.recorded_share,
         start_from=options.start_from,
+        blocks=options.blocks,
         coarse_fraction=options.coarse_part,
         held_out=tuple(options.held_out),
         patience=options.patience,

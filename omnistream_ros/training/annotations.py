@@ -34,12 +34,12 @@ _PATTERNS = {
     "chair": r"chair|stool|seat|puff|bench|ottoman",
     "bathroom fixture": r"\bbath|basin|bidet|toilet|urinal|vanity|shower|lavatory|bathtub|sink",
     "screen": r"tv 16|flat tv|imac|ibook|laptop|screen|tablet$|phone",
-    "appliance": r"fridge|refrigerator|freezer|oven|stove|cooker|cooktop|washing|dryer|microwave|"
-    r"heater|hood|boiler|furnace|radiator|fireplace",
+    "appliance": r"fridge|refrigerator|freezer|oven|stove|cooker|cooktop|washing|dishwasher|dryer|"
+    r"microwave|heater|hood|boiler|furnace|radiator|fireplace",
     "plant": r"plant|ficus|yucca|bonsai|bamboo|orchid|flower|tulip|lily|cactus|spathiphyllum|"
     r"christmas tree|bush|hedge",
     "cabinet": r"cabinet|wardrobe|bookcase|shel[fv]|cupboard|dresser|chest|drawers|tv stand|safe|"
-    r"piano|bedside|locker|island|vertical",
+    r"piano|bedside|locker|island|vertical|worktop",
     "table": r"table|desk\b",
     "box": r"^box$|^cylinder$|crate|suitcase|briefcase|barrel|basket|trunck",
 }

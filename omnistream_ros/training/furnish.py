@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -17,6 +18,9 @@ from omnistream_ros.training.assets import Asset, FurnitureLibrary
 from omnistream_ros.training.roles import CARRIERS, PLANS
 from omnistream_ros.training.room import RADIATOR_DEPTH, Opening, Room
 from omnistream_ros.training.textures import Rng
+
+if TYPE_CHECKING:
+    from omnistream_ros.training.joiner import Fitted
 
 COVERINGS = 8  # textures that boxes and cylinders of a scene are covered with
 
@@ -65,16 +69,20 @@ class Furnisher:
     """Places objects one after the other; `items` grows."""
 
     def __init__(
-        self, room: Room, library: FurnitureLibrary, by_role: dict[str, list[Asset]], rng: Rng
+        self,
+        room: Room,
+        library: FurnitureLibrary,
+        by_role: dict[str, list[Asset]],
+        rng: Rng,
+        fitted: Fitted | None = None,
     ) -> None:
         self.room, self.library, self.by_role, self.rng = room, library, by_role, rng
-        self.items: list[Item] = []
-        self._solid: list[np.ndarray] = [
-            _zone(room, o, 0.7 if o.z0 == 0 else RADIATOR_DEPTH)
-            for o in room.openings
-            if o.z0 == 0 or o.radiator
-        ]
+        self.items: list[Item] = [] if fitted is None else list(fitted.items)
+        self._solid: list[np.ndarray] = clear_of_openings(room)
         self._surfaces: list[tuple[Item, float]] = []
+        if fitted is not None:
+            self._solid += fitted.footprints
+            self._surfaces += fitted.surfaces
         self._local: dict[str, Asset] = {}  # a room tends to hold several of one model
 
     def furnish(self) -> list[Item]:
@@ -363,6 +371,15 @@ def _moved(item: Item, position: Sequence[float], yaw: float) -> Item:
     return Item(
         item.key, item.name, (x, y, z), float(yaw), item.size, item.tint, item.grain, item.gloss
     )
+
+
+def clear_of_openings(room: Room) -> list[np.ndarray]:
+    """The floor before doors and under windows with a radiator, (4, 2) each: it stays free."""
+    return [
+        _zone(room, o, 0.7 if o.z0 == 0 else RADIATOR_DEPTH)
+        for o in room.openings
+        if o.z0 == 0 or o.radiator
+    ]
 
 
 def _zone(room: Room, opening: Opening, depth: float) -> np.ndarray:

@@ -97,7 +97,7 @@ def _seen(
 def _loose(scene: Scene, index: int) -> bool:
     """Whether it can be moved: small enough, standing on something, with nothing standing on it."""
     item = scene.items[index]
-    if class_of(item.name) in _FIXED:
+    if item.key in scene.fitted or class_of(item.name) in _FIXED:
         return False
     if max(item.size[:2]) > _LARGEST[0] or item.size[2] > _LARGEST[1]:
         return False

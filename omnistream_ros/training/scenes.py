@@ -14,6 +14,7 @@ import numpy as np
 
 from omnistream_ros.training import textures
 from omnistream_ros.training.assets import LEVELS, Asset, FurnitureLibrary
+from omnistream_ros.training.fitted import fit
 from omnistream_ros.training.furnish import COVERINGS, Furnisher, Item
 from omnistream_ros.training.mesh import Mesh, MeshBuilder, Paint, cylinder, unit_box
 from omnistream_ros.training.roles import assets_by_role
@@ -25,7 +26,7 @@ from omnistream_ros.training.textures import Rng
 _KIND_WEIGHTS = {
     "living room": 3.0,
     "bedroom": 2.5,
-    "kitchen": 2.0,
+    "kitchen": 4.0,
     "office": 4.0,
     "bathroom": 1.0,
     "dining room": 1.5,
@@ -42,6 +43,7 @@ class Scene:
     seed: int
     room: Room
     items: tuple[Item, ...]
+    fitted: dict[str, Mesh]  # of items that are built in, by their keys, where they stand
     lights: tuple[Light, ...]
     ambient_up: tuple[float, float, float]
     ambient_down: tuple[float, float, float]
@@ -82,8 +84,8 @@ class SceneMaker:
         Raises ValueError for a kind that does not exist.
         """
         # One generator per subject: a change to one part leaves the others as they were.
-        plan, furniture, finish, lamps = (
-            np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4)
+        plan, furniture, finish, lamps, joinery = (
+            np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(5)
         )
         kinds = list(_KIND_WEIGHTS)
         weights = np.array(list(_KIND_WEIGHTS.values()))
@@ -93,7 +95,8 @@ class SceneMaker:
                 raise ValueError(f"no room kind {kind!r}: use one of {', '.join(SIZES)}")
             chosen = kind
         room = make_room(chosen, plan)
-        items = Furnisher(room, self.library, self._by_role, furniture).furnish()
+        fitted = fit(room, joinery)
+        items = Furnisher(room, self.library, self._by_role, furniture, fitted).furnish()
         bright = [0.0, lamps.uniform(0.5, 2.0), lamps.uniform(2.0, 6.0)]
         daylight = float(lamps.choice(bright, p=[0.2, 0.4, 0.4]))
         shell = build_shell(room, finish, self.pictures, daylight)
@@ -114,6 +117,7 @@ class SceneMaker:
             seed,
             room,
             tuple(items),
+            fitted.meshes,
             tuple(lights),
             tuple(bounced * 0.9),
             tuple(bounced * (0.8, 0.74, 0.68)),
@@ -139,6 +143,10 @@ class SceneMaker:
                 shapes[f"{name}:{number}"] = Mesh(mesh.vertices, mesh.indices, image[None])
         instances = []
         for item in scene.items:
+            if item.key in scene.fitted:
+                built = Instance(scene.fitted[item.key], np.eye(4), gloss=item.gloss)
+                instances.append(built)
+                continue
             if item.key in shapes:
                 mesh, whole = shapes[item.key], np.ones(3)
             else:

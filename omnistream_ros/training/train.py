@@ -32,6 +32,7 @@ from omnistream_ros.training.best_weights import JUDGED_BY, BestWeights, judge_n
 from omnistream_ros.training.bfloat16 import keep_depthwise_in_float32
 from omnistream_ros.training.curve import LossTable
 from omnistream_ros.training.data import Batch, ClipSampler
+from omnistream_ros.training.deepen import deepened
 from omnistream_ros.training.export import MATCHING_RECORD, training_behind
 from omnistream_ros.training.held_out import HeldOutScore
 from omnistream_ros.training.licences import licences_in, with_earlier
@@ -82,6 +83,8 @@ class Trainer:
         before: dict[str, Any] = {}
         if settings.start_from is not None:
             self.model, card = load_model(settings.start_from)
+            if settings.blocks is not None:
+                self.model = deepened(self.model, settings.blocks)
             self.model.requires_grad_(True)
             before = training_behind(card)
             _keep_apart(

@@ -29,6 +29,7 @@ class TrainSettings:
     seed: int = 0
     pretrained: bool = True
     start_from: Path | None = None  # weights that a new run begins with, instead of `pretrained`
+    blocks: int | None = None  # more of them than those weights have, see `deepen`
     recorded: Path | None = None  # clips cut from recordings, drawn with this probability
     recorded_share: float = 0.35
     frames_per_step: int = 16  # of each process
@@ -83,6 +84,8 @@ class TrainSettings:
         for width, height in (*self.coarse_sizes, *self.full_sizes):
             if width < 16 or height < 16 or width % 16 or height % 16:
                 raise ValueError(f"sizes of images are multiples of 16, got {width}x{height}")
+        if self.blocks is not None and self.start_from is None:
+            raise ValueError("more blocks are added to weights that are there: give those as well")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience is a number of judgements from 1, got {self.patience}")
         if self.stream_frames is not None and self.stream_frames < 2:

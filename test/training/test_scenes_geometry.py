@@ -35,6 +35,7 @@ def box_room(items: tuple[Item, ...] = (), size: float = 4.0) -> Scene:
         seed=0,
         room=Room("office", corners, 2.6, ()),
         items=items,
+        fitted={},
         lights=(),
         ambient_up=tuple(nothing),
         ambient_down=tuple(nothing),
