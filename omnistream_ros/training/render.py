@@ -145,12 +145,13 @@ class Renderer:
         gl = self._gl
         meshes = {id(instance.mesh): instance.mesh for instance in stage.instances}
         images = [stage.grain[None]]
-        first: dict[int, int] = {}
+        first: dict[int, int] = {}  # layer, by images: units of a kitchen share theirs
         count = 1
-        for key, mesh in meshes.items():
-            first[key] = count
-            images.append(mesh.images)
-            count += len(mesh.images)
+        for mesh in meshes.values():
+            if id(mesh.images) not in first:
+                first[id(mesh.images)] = count
+                images.append(mesh.images)
+                count += len(mesh.images)
         stack = np.ascontiguousarray(np.concatenate(images))
         self._images = gl.texture_array((stack.shape[2], stack.shape[1], len(stack)), 4, stack)
         self._images.build_mipmaps()
@@ -173,7 +174,7 @@ class Renderer:
                     radius=radius,
                     scale=tuple(scale),
                     normals=np.linalg.inv(instance.transform[:3, :3]).T,
-                    first_layer=first[key],
+                    first_layer=first[id(instance.mesh.images)],
                     scene=scene,
                     lit=gl.vertex_array(
                         scene, [(vertices, _FORMAT, *_FIELDS)], index_buffer=indices
