@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from omnistream_ros.training import textures
+from omnistream_ros.training.flooring import TWO_FLOORS, second_floor
 from omnistream_ros.training.mesh import Mesh, MeshBuilder, Paint
 from omnistream_ros.training.room import RADIATOR_DEPTH, Opening, Room
 from omnistream_ros.training.stage import Light, Pane
@@ -97,8 +98,13 @@ def build_shell(room: Room, rng: Rng, pictures: bool, daylight: float) -> Shell:
             _posters(builder, finish, room, wall, openings, trim, rng, pictures)
     if rng.random() < 0.2 and room.kind != "corridor":
         _beams(builder, room, trim, rng)
+    floors = [floor.layer]
+    if rng.random() < TWO_FLOORS:
+        other = finish.paint(textures.FLOORS[rng.integers(len(textures.FLOORS))](rng))
+        floors.append(other.layer)
+        second_floor(ground, room, Paint(other.colour, 1, other.period), rng)
     images = np.stack(finish.images)
-    bare = ground.mesh(images[floor.layer][None])
+    bare = ground.mesh(images[floors])
     return Shell(builder.mesh(images), bare, polish, tuple(lights), tuple(windows))
 
 

@@ -98,6 +98,28 @@ def test_the_shell_surrounds_the_room_and_windows_let_light_in() -> None:
     assert dark.lights == ()
 
 
+def test_some_floors_are_of_two_kinds_and_flat_all_the_same() -> None:
+    two = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        room = make_room(("office", "kitchen", "corridor")[seed % 3], rng)
+        floor = build_shell(room, rng, pictures=False, daylight=1.0).floor
+        layers, places = floor.vertices[:, 12], floor.vertices[:, :3]
+        assert set(layers) == set(range(len(floor.images)))
+        assert ((places[:, 2] >= 0) & (places[:, 2] <= 0.002)).all()
+        assert (floor.vertices[:, 5] > 0.99).all(), "it faces up"
+        if len(floor.images) == 1:
+            continue
+        two += 1
+        second = places[layers == 1]
+        assert second[:, 2].min() > 0, "or the first would show through"
+        low, high = room.corners.min(axis=0) - 1e-3, room.corners.max(axis=0) + 1e-3
+        slack = 0.3 * (high - low)  # walls that are skewed hide what lies outside
+        assert (second[:, :2] > low - slack).all()
+        assert (second[:, :2] < high + slack).all()
+    assert 10 < two < 35
+
+
 def test_textures_repeat_without_a_seam() -> None:
     rng = np.random.default_rng(0)
     for maker in (textures.plaster, textures.concrete, textures.carpet, textures.grain):
