@@ -122,7 +122,7 @@ def _line() -> list[str]:
         "action_space": "twist",
         "action_names": "[x]",
         "action_frame": "base_link",
-        "features": '["camera: 3:patch:normed"]',
+        "features": '["camera: 7:patch:normed"]',
         "streams": f'["*: {TOPIC}"]',
         "features_timeout": "1.0",
         "watchdog_timeout": "2.0",

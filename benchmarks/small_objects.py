@@ -27,7 +27,7 @@ from omnistream_ros.simulation.meta_world import VIEW, MetaWorldEnvironment
 from omnistream_ros.simulation.rendering import Picture, View
 from omnistream_ros.simulation.tasks import make_environment
 
-KEYS = ("0:patch", "1:patch", "2:patch", "3:patch:normed")
+KEYS = ("1:patch", "3:patch", "5:patch", "7:patch:normed")
 PATCH = 16
 FIRST_SEED = 500_000
 NEAR = 0.05  # m, where a ball counts as reached

@@ -4,7 +4,7 @@
 The entry ``omnistream_policy`` of the file's ``metadata_props`` is JSON::
 
     {"format": 1, "name": "reach", "licence": "Apache-2.0", "model_sha256": "<64 hex digits>",
-     "features": [{"stream": "camera", "key": "3:patch:normed", "shape": [9, 12, 192],
+     "features": [{"stream": "camera", "key": "7:patch:normed", "shape": [9, 12, 192],
                    "input": "features"}],
      "proprioception": {"input": "state", "names": ["shoulder", "elbow"], "units": ["rad", "rad"]},
      "instruction": {"input": "words", "encoder": "all-MiniLM-L6-v2", "width": 384},

@@ -34,7 +34,7 @@ def _declare_train(commands: Any) -> None:
         "--features",
         nargs="+",
         metavar="KEY",
-        default=["3:patch:normed"],
+        default=["7:patch:normed"],
         help="LAYER:patch[:normed] that the policy reads (default: %(default)s)",
     )
     command.add_argument(

@@ -118,10 +118,10 @@ class ModelConfig:
 NANO = ModelConfig(
     name="omnistream-nano",
     width=192,
-    depth=4,
+    depth=8,
     heads=3,
     patch_embed="efficientnet_lite0",
-    taps=(0, 1, 2, 3),
+    taps=(1, 3, 5, 7),
     head_width=64,
     model_pixels=192 * 144,
     metric=True,

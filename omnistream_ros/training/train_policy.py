@@ -43,7 +43,7 @@ class PolicySettings:
     tasks: tuple[str, ...] = DEFAULT
     episodes: int = 100
     model: str = "omnistream-nano"
-    keys: tuple[str, ...] = ("3:patch:normed",)
+    keys: tuple[str, ...] = ("7:patch:normed",)
     sights: tuple[str, ...] = SIGHTS
     horizon: int = 8
     fit: FitSettings = dataclasses.field(default_factory=FitSettings)

@@ -232,9 +232,9 @@ def test_memory_stands_still():
 
 def test_nbytes_counts_keys_values_and_the_sinks_copy():
     cache = KVCache.allocate(NANO, (9, 12), sink=1, window=16, dtype=torch.float16)
-    tokens = 6 + 108
-    keys_and_values = 2 * 4 * 17 * tokens * 192 * 2
-    assert cache.nbytes == keys_and_values + 4 * tokens * 192 // 4 * 2
+    tokens, layers = 6 + 108, 8
+    keys_and_values = 2 * layers * 17 * tokens * 192 * 2
+    assert cache.nbytes == keys_and_values + layers * tokens * 192 // 4 * 2
 
 
 @settings(deadline=None)

@@ -29,7 +29,7 @@ from omnistream_ros.simulation.success import Rate
 from omnistream_ros.simulation.tasks import make_environment, task_named
 
 TASKS = ("toy-red", "toy-blue")
-KEY = "3:patch:normed"
+KEY = "7:patch:normed"
 HORIZON = 8
 
 

@@ -31,7 +31,7 @@ from omnistream_ros.training.policy_fit import FitSettings, fit
 from omnistream_ros.training.policy_network import PolicyNetwork, PolicyShape
 from omnistream_ros.training.train_policy import PolicySettings
 
-NANO, KEY = "omnistream-nano", "3:patch:normed"
+NANO, KEY = "omnistream-nano", "7:patch:normed"
 AXES = (Axis("x", "m", -1.0, 1.0), Axis("grip", "1", 0.0, 1.0))
 
 
