@@ -115,6 +115,13 @@ def load_state(
         raise StateError(
             f"{path}: not a training state ({error}); delete it to start anew"
         ) from error
+    # Heads come and go with the objectives of a run; blocks do not.
+    own = {f"weights/{name}" for name, _ in model.named_parameters()}
+    if surplus := [k for k in stored if k.startswith("weights/backbone.") and k not in own]:
+        raise StateError(
+            f"{path}: {min(surplus)} is in the state and not in this model: the run was begun with "
+            "more blocks; give the same --blocks, or another --run folder"
+        )
     for prefix, module in _modules(model, average, objectives):
         for key, parameter in _named(module, prefix):
             value = stored.get(key)

@@ -85,7 +85,9 @@ class TrainSettings:
             if width < 16 or height < 16 or width % 16 or height % 16:
                 raise ValueError(f"sizes of images are multiples of 16, got {width}x{height}")
         if self.blocks is not None and self.start_from is None:
-            raise ValueError("more blocks are added to weights that are there: give those as well")
+            raise ValueError(
+                "more blocks are added to weights that are there: give --start-from too"
+            )
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience is a number of judgements from 1, got {self.patience}")
         if self.stream_frames is not None and self.stream_frames < 2:

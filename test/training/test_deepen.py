@@ -14,6 +14,7 @@ from omnistream_ros.model import OmniStream, build_model, load_model
 from omnistream_ros.model.config import NANO
 from omnistream_ros.training.deepen import deepened
 from omnistream_ros.training.export import export_weights
+from omnistream_ros.training.state import StateError
 from omnistream_ros.training.train import Trainer
 from omnistream_ros.training.train_settings import TrainSettings
 
@@ -71,7 +72,7 @@ def test_blocks_that_are_no_multiple_are_refused(blocks: int) -> None:
 
 
 def test_more_blocks_need_weights_to_start_from(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="weights that are there"):
+    with pytest.raises(ValueError, match="--start-from"):
         TrainSettings(tmp_path, tmp_path, steps=1, blocks=8)
 
 
@@ -81,9 +82,9 @@ def test_a_deepened_run_goes_on_where_it_was_and_writes_the_deeper_model(tmp_pat
     weights, said = tmp_path / "weights.safetensors", []
     export_weights(weights, shallow(), {})
 
-    def run(steps: int) -> Trainer:
+    def run(steps: int, blocks: int | None = 4) -> Trainer:
         settings = TrainSettings(
-            tmp_path, tmp_path / "run", steps=steps, start_from=weights, blocks=4,
+            tmp_path, tmp_path / "run", steps=steps, start_from=weights, blocks=blocks,
             frames_per_step=4, lengths={2: 1.0}, full_sizes=((64, 48),),
         )  # fmt: skip
         trainer = Trainer(TINY, settings, report=said.append)
@@ -98,3 +99,8 @@ def test_a_deepened_run_goes_on_where_it_was_and_writes_the_deeper_model(tmp_pat
     assert not torch.equal(before[name], after.model.state_dict()[name])
     best = load_model(tmp_path / "run" / "best.safetensors")[0]
     assert (best.config.depth, best.config.taps) == (4, (1, 1, 3, 3))
+    state = (tmp_path / "run" / "state.safetensors").read_bytes()
+    for other in (None, 6):
+        with pytest.raises(StateError, match=r"--blocks|another model"):
+            run(4, other)
+    assert (tmp_path / "run" / "state.safetensors").read_bytes() == state
