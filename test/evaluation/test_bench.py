@@ -22,7 +22,7 @@ def test_work_of_both_ways_is_counted() -> None:
     assert cached.peak_gflops > 0.1
     # A longer context costs attention only; recomputing three frames costs most of three steps.
     assert cached.gflop < longer.gflop < 1.5 * cached.gflop
-    tokens, width, depth = 3 * 4 + 6, 192, 4
+    tokens, width, depth = 3 * 4 + 6, 192, 8
     attention = 4 * depth * tokens * (3 * tokens) * width / 1e9  # q k^T and its product with v
     assert longer.gflop - cached.gflop == pytest.approx(attention, rel=1e-6)
     assert again.gflop > 1.5 * cached.gflop
