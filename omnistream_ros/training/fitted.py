@@ -71,7 +71,8 @@ def _kitchen(j: Joiner) -> None:
     worktop = MeshBuilder()
     j.box(worktop, s, (0, depth + rng.uniform(0.0, 0.03)), (top - thick, top), j.style.top)
     _sink_and_hob(j, worktop, s, top)
-    j.carries(j.keep(worktop, "kitchen worktop", s, depth, (top - thick, top)))
+    z, gloss = (top - thick, top), j.style.gloss_of_top
+    j.carries(j.keep(worktop, "kitchen worktop", s, depth, z, gloss))
     _upper(j, low, top, high)
 
 

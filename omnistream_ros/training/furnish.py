@@ -74,15 +74,12 @@ class Furnisher:
         library: FurnitureLibrary,
         by_role: dict[str, list[Asset]],
         rng: Rng,
-        fitted: Fitted | None = None,
+        fitted: Fitted,
     ) -> None:
         self.room, self.library, self.by_role, self.rng = room, library, by_role, rng
-        self.items: list[Item] = [] if fitted is None else list(fitted.items)
-        self._solid: list[np.ndarray] = clear_of_openings(room)
-        self._surfaces: list[tuple[Item, float]] = []
-        if fitted is not None:
-            self._solid += fitted.footprints
-            self._surfaces += fitted.surfaces
+        self.items = list(fitted.items)
+        self._solid = [*clear_of_openings(room), *fitted.footprints]
+        self._surfaces = list(fitted.surfaces)
         self._local: dict[str, Asset] = {}  # a room tends to hold several of one model
 
     def furnish(self) -> list[Item]:
@@ -382,8 +379,13 @@ def clear_of_openings(room: Room) -> list[np.ndarray]:
     ]
 
 
+def along_wall(room: Room, wall: int, start: float, end: float, depth: float) -> np.ndarray:
+    """The floor along a part of a wall, so deep into the room: (4, 2)."""
+    axes = room.frame(wall)
+    local = [(start, 0.0), (end, 0.0), (end, depth), (start, depth)]
+    return np.array([(axes @ [s, y, 0, 1])[:2] for s, y in local])
+
+
 def _zone(room: Room, opening: Opening, depth: float) -> np.ndarray:
     """The floor before a door or under a window that stays free: (4, 2)."""
-    axes = room.frame(opening.wall)
-    local = [(opening.s0, 0), (opening.s1, 0), (opening.s1, depth), (opening.s0, depth)]
-    return np.array([(axes @ [s, y, 0, 1])[:2] for s, y in local])
+    return along_wall(room, opening.wall, opening.s0, opening.s1, depth)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from omnistream_ros.training import textures
-from omnistream_ros.training.furnish import Item, clear_of_openings, overlap
+from omnistream_ros.training.furnish import Item, along_wall, clear_of_openings, overlap
 from omnistream_ros.training.mesh import IMAGE_SIZE, Mesh, MeshBuilder, Paint
 from omnistream_ros.training.room import Room
 from omnistream_ros.training.textures import Rng
@@ -130,21 +130,16 @@ class Joiner:
         if self.rng.random() < 0.5:  # in a corner, or anywhere
             self.start += self.rng.uniform(0, end - self.start - length)
         self.end, self.depth, self._axes = self.start + length, depth, self.room.frame(self.wall)
-        self._footprints.append(self._footprint(self.wall, self.start, self.end, depth))
+        self._footprints.append(along_wall(self.room, self.wall, self.start, self.end, depth))
         return True
-
-    def _footprint(self, wall: int, start: float, end: float, depth: float) -> np.ndarray:
-        axes = self.room.frame(wall)
-        local = [(start, 0.0), (end, 0.0), (end, depth), (start, depth)]
-        return np.array([(axes @ [s, y, 0, 1])[:2] for s, y in local])
 
     def _free(self, wall: int, depth: float, high: bool) -> Iterator[tuple[float, float]]:
         """Stretches of a wall that a row can take, looked for in steps of 10 cm."""
         step, start, s = 0.1, None, 0.02
         kept = clear_of_openings(self.room)
         while s + step < self.room.length(wall):
-            room_to_stand = self._footprint(wall, s, s + step, depth + _IN_FRONT)
-            own = self._footprint(wall, s, s + step, depth)
+            room_to_stand = along_wall(self.room, wall, s, s + step, depth + _IN_FRONT)
+            own = along_wall(self.room, wall, s, s + step, depth)
             free = (
                 self.room.wall_distance(room_to_stand[2:]).min() > 0
                 and not any(overlap(own, zone) for zone in (*kept, *self._footprints))
@@ -164,13 +159,13 @@ class Joiner:
         return any(
             o.z0 < high
             and o.z1 > low
-            and overlap(footprint, self._footprint(o.wall, o.s0 - 0.05, o.s1 + 0.05, 0.05))
+            and overlap(footprint, along_wall(self.room, o.wall, o.s0 - 0.05, o.s1 + 0.05, 0.05))
             for o in self.room.openings
         )
 
     def covers(self, s: Sequence[float], depth: float, low: float, high: float) -> bool:
         """The same of a unit of this row."""
-        return self._covers(self._footprint(self.wall, s[0], s[1], depth), low, high)
+        return self._covers(along_wall(self.room, self.wall, s[0], s[1], depth), low, high)
 
     def widths(self) -> Iterator[tuple[float, float]]:
         """From where to where units go, to the end of the row."""
@@ -191,8 +186,8 @@ class Joiner:
     def front(
         self, to: MeshBuilder, s: Sequence[float], z: Sequence[float], y: float, hinge: str
     ) -> None:
-        """A door or the front of a drawer, 2 cm before y; `hinge` "left", "right", "top" or none
-        says where its handle is not."""
+        """A door or the front of a drawer, 2 cm before y; its handle is not where the `hinge` is,
+        "left", "right" or "none"."""
         style, g = self.style, self.style.gap
         a, b, low, high = s[0] + g, s[1] - g, z[0] + g, z[1] - g
         if b - a < 0.05 or high - low < 0.05:
@@ -254,21 +249,21 @@ class Joiner:
         s: Sequence[float],
         depth: float,
         z: Sequence[float],
+        gloss: float | None = None,
     ) -> Item:
-        """Note a unit that is made, with the box around it."""
+        """Note a unit that is made, with the box around it; as glossy as fronts are or as said."""
         key = f"fitted:{len(self._items)}"
         self._meshes[key] = unit.mesh(self._images)
         axes = self._axes
         at = axes @ [(s[0] + s[1]) / 2, depth / 2, z[0], 1.0]
         yaw = float(np.arctan2(-axes[1, 0], -axes[0, 0]))
-        gloss = self.style.gloss_of_top if "worktop" in name else self.style.gloss
         item = Item(
             key,
             name,
             (float(at[0]), float(at[1]), float(at[2])),
             yaw,
             (float(s[1] - s[0]), float(depth), float(z[1] - z[0])),
-            gloss=gloss,
+            gloss=self.style.gloss if gloss is None else gloss,
         )
         self._items.append(item)
         return item
