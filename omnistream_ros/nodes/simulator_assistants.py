@@ -11,6 +11,7 @@ from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.client import Client
 from rclpy.node import Node
+from rclpy.task import Future
 from std_srvs.srv import Trigger
 
 from omnistream_ros.action.controller import READS_NO_INSTRUCTION
@@ -19,6 +20,7 @@ from omnistream_ros.nodes.simulator_parameters import SimulatorParameters
 from omnistream_ros.srv import SetInstruction
 
 _POLL_S = 0.01
+_ASK_AGAIN_S = 2.0
 
 
 class Assistants:
@@ -34,9 +36,10 @@ class Assistants:
         if wish.perception:
             self._reset = node.create_client(Trigger, f"{wish.perception}/reset")
         if wish.action:
-            self._state = node.create_client(GetState, f"{wish.action}/get_state")
             self._change = node.create_client(ChangeState, f"{wish.action}/change_state")
             self._instruct = node.create_client(SetInstruction, f"{wish.action}/set_instruction")
+            # Last: clients are announced in order, so that its answer proves that theirs arrive.
+            self._state = node.create_client(GetState, f"{wish.action}/get_state")
 
     def wait(self) -> None:
         """Until they are ready to work.
@@ -76,7 +79,7 @@ class Assistants:
         }
         give_up, refusals = time.monotonic() + self._patience_s, 0
         while not self._stopped.is_set():
-            answer = self._call(state, GetState.Request())
+            answer = self._ask(state, GetState.Request())
             if answer is None or answer.current_state.id == State.PRIMARY_STATE_INACTIVE:
                 return
             way = ways.get(answer.current_state.id)
@@ -94,7 +97,7 @@ class Assistants:
     def _until_done(self, client: Client, request: Any, what: str) -> None:
         give_up = time.monotonic() + self._patience_s
         while not self._stopped.is_set():
-            answer = self._call(client, request)
+            answer = self._ask(client, request)
             if answer is None or answer.success:
                 return
             if time.monotonic() > give_up:
@@ -116,6 +119,25 @@ class Assistants:
         future = client.call_async(request)
         self._await(future.done, client.srv_name)
         return None if self._stopped.is_set() else future.result()
+
+    def _ask(self, client: Client, request: Any) -> Any:
+        """The same for what may be asked twice, as it must be of a service just found.
+
+        It is ready for its client before it has heard of that client's reader; what it answers
+        until then is lost (DDS discovery).
+        """
+        futures: list[Future] = []
+        again = 0.0
+
+        def answered() -> bool:
+            nonlocal again
+            if time.monotonic() >= again:
+                futures.append(client.call_async(request))
+                again = time.monotonic() + _ASK_AGAIN_S
+            return any(future.done() for future in futures)
+
+        self._await(answered, client.srv_name)
+        return next((f.result() for f in futures if f.done()), None)
 
     def _await(self, ready: Any, name: str) -> None:
         give_up = time.monotonic() + self._patience_s

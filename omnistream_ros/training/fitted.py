@@ -18,7 +18,7 @@ from omnistream_ros.training.room import Room
 from omnistream_ros.training.textures import Rng
 
 # How often a kind of room has a kitchen, and built-in wardrobes.
-KITCHENS = {"kitchen": 0.8, "office": 0.12, "living room": 0.15, "dining room": 0.2}
+KITCHENS = {"kitchen": 0.85, "office": 0.3, "living room": 0.25, "dining room": 0.35}
 WARDROBES = {"bedroom": 0.25, "office": 0.15, "corridor": 0.2, "storage room": 0.15}
 
 

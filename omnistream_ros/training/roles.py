@@ -83,7 +83,7 @@ def roles(asset: Asset) -> set[str]:
     elif named(r"\brug|carpet|tatami|bathmat|doormat") and height < 0.1:
         found.add("rug")
     elif (
-        asset.category in ("Miscellaneous", "Bedroom", "Exterior", "Vehicles", "Kitchen")
+        asset.category in ("Miscellaneous", "Bedroom", "Exterior", "Vehicles")
         and 0.2 < height < 2.2
         and width * depth > 0.02
         and max(width, depth) < 2.0

@@ -27,7 +27,7 @@ import rclpy
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.msg import SetParametersResult
-from rcl_interfaces.srv import SetParameters
+from rcl_interfaces.srv import ListParameters, SetParameters
 from rclpy.client import Client
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
@@ -300,13 +300,41 @@ class User:
 
     def call(self, kind: type, name: str, request: Any) -> Any:
         """Call a service and return its response."""
-        if name not in self._clients:
-            self._clients[name] = self.node.create_client(kind, name)
-        client = self._clients[name]
-        self.wait_until(client.service_is_ready, f"service {name}")
-        future = client.call_async(request)
+        future = self.client(kind, name).call_async(request)
         self.wait_until(future.done, f"answer of {name}")
         return future.result()
+
+    def client(self, kind: type, name: str) -> Client:
+        """The client of a service that is there and can answer it."""
+        if name not in self._clients:
+            client = self.node.create_client(kind, name)
+            self.wait_until(client.service_is_ready, f"service {name}")
+            self._wait_until_answers_arrive(name)
+            self._clients[name] = client
+        return self._clients[name]
+
+    def _wait_until_answers_arrive(self, name: str) -> None:
+        """Wait until the node of a service knows every client that was created before this call.
+
+        A service that is ready for its client may not have heard of that client's reader yet: it
+        then carries the request out and drops the response. Readers are announced in order, so
+        that an answer to a later client, asked for what changes nothing, proves the earlier.
+        """
+        service = f"/{name.split('/')[1]}/list_parameters"
+        client = self.node.create_client(ListParameters, service)
+        self.wait_until(client.service_is_ready, f"service {service}")
+        futures = []
+        asked_s = -np.inf
+
+        def answered() -> bool:
+            nonlocal asked_s
+            if time.monotonic() - asked_s > 1.0:
+                futures.append(client.call_async(ListParameters.Request(prefixes=["none"])))
+                asked_s = time.monotonic()
+            return any(future.done() for future in futures)
+
+        self.wait_until(answered, f"answer of {service}")
+        self.node.destroy_client(client)
 
     def change(self, *names: str) -> bool:
         """Lifecycle transitions in a row; returns whether all succeeded."""

@@ -158,8 +158,7 @@ def test_subscriber_that_never_reads(bench: Bench, module_domain: int) -> None:
 def test_storm_of_parameters(bench: Bench) -> None:
     """Right and wrong ones, as fast as they can be sent, while images come."""
     user = bench.user
-    client = user.node.create_client(SetParameters, f"{NODE}/set_parameters")
-    user.wait_until(client.service_is_ready)
+    client = user.client(SetParameters, f"{NODE}/set_parameters")
     wishes = [("points_stride", 2), ("points_stride", 0), ("window", 4), ("stall_timeout", 0.4)]
     wishes += [("nonsense", 1), ("depth_encoding", "16UC1"), ("depth_encoding", 3)]
     before = bench.good()
