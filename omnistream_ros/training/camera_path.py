@@ -19,6 +19,10 @@ from omnistream_ros.training.textures import Rng
 
 _CLEARANCE = 0.22  # metres between camera and walls or boxes around objects
 
+# Metres above the floor. A network learns how far the floor is from how high cameras are: where it
+# saw as many at the hip as at the eye, it takes what a person sees for smaller than it is.
+_HELD, _DRIVEN = (1.15, 1.85), (0.2, 1.3)  # from the chest to the eye; by a robot
+
 # Kinds of motion (`motions`) and how often they occur.
 MOTIONS = {
     "walk": 2.0,
@@ -109,9 +113,7 @@ def _start(scene: Scene, rng: Rng, motion: str) -> np.ndarray | None:
     if motion == "survey":
         return _at_the_edge(scene, rng)
     low, high = scene.room.corners.min(axis=0), scene.room.corners.max(axis=0)
-    heights = {"walk": (1.2, 1.75), "drive": (0.2, 1.3), "orbit": (0.7, 1.8)}.get(
-        motion, (0.7, 1.8)
-    )
+    heights = _DRIVEN if motion == "drive" else _HELD
     points = np.column_stack(
         [
             rng.uniform(low, high, (40, 2)),
@@ -140,7 +142,7 @@ def _beside_something(scene: Scene, rng: Rng) -> np.ndarray | None:
 def _at_the_edge(scene: Scene, rng: Rng) -> np.ndarray | None:
     """A free place near a wall, from where most of the room is in sight."""
     low, high = scene.room.corners.min(axis=0), scene.room.corners.max(axis=0)
-    points = np.column_stack([rng.uniform(low, high, (200, 2)), rng.uniform(1.0, 1.9, 200)])
+    points = np.column_stack([rng.uniform(low, high, (200, 2)), rng.uniform(*_HELD, 200)])
     points = points[clearance(scene, points) > _CLEARANCE + 0.05]
     if not len(points):
         return None
