@@ -19,7 +19,7 @@ from typing import Any
 
 from omnistream_ros.model import ModelConfig, OmniStream
 from omnistream_ros.training.camera_score import score_camera_on_clips
-from omnistream_ros.training.data import validation_clips
+from omnistream_ros.training.clip_files import validation_clips
 from omnistream_ros.training.held_out import score_clips
 from omnistream_ros.training.losses import LossWeights
 from omnistream_ros.training.objectives import ObjectiveWeights

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from omnistream_ros.training.data import Clip
+    from omnistream_ros.training.clip_files import Clip
 
 Image = NDArray[np.float32]  # (H, W, 3) in [0, 1]
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from omnistream_ros.model import ModelError, OmniStream, load_model
+from omnistream_ros.training.clip_files import validation_clips
 from omnistream_ros.training.curve import LossTable
-from omnistream_ros.training.data import validation_clips
 from omnistream_ros.training.export import export_weights
 from omnistream_ros.training.held_out import HeldOutScore, clips_of_recordings, score_clips
 from omnistream_ros.training.state import Progress

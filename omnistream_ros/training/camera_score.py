@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from omnistream_ros.model import CameraPrediction, OmniStream
-from omnistream_ros.training.data import Clip, collate
+from omnistream_ros.training.clip_files import Clip
+from omnistream_ros.training.data import collate
 from omnistream_ros.training.losses import quaternion_from_matrix
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnistream_ros.evaluation.recordings import RecordingError
-from omnistream_ros.training.data import SKY, Clip
+from omnistream_ros.training.clip_files import SKY, Clip
 
 #: Factors tried on depth. The last one makes the motion vanish beside it: a fit has to be better
 #: than that too, or it only says that the poses are wrong.

@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from omnistream_ros.model import BackboneOutput, OmniStream
-from omnistream_ros.training.data import Batch, Clip, collate
+from omnistream_ros.training.clip_files import Clip
+from omnistream_ros.training.data import Batch, collate
 from omnistream_ros.training.state import write_atomically
 
 _INDEX = "features.json"

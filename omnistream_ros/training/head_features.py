@@ -16,7 +16,7 @@ from omnistream_ros.evaluation.recordings import open_recording
 from omnistream_ros.model import OmniStream
 from omnistream_ros.stream.preprocess import model_size
 from omnistream_ros.training.augment import AugmentSettings, augment, zoom
-from omnistream_ros.training.data import Clip, find_clips, read_clip
+from omnistream_ros.training.clip_files import Clip, find_clips, read_clip
 from omnistream_ros.training.depth_scale import DepthScaleCheck
 from omnistream_ros.training.frozen_features import (
     FeatureStore,

@@ -22,7 +22,8 @@ from omnistream_ros.evaluation.depth_metrics import DepthMetrics, evaluate_depth
 from omnistream_ros.evaluation.depth_pairs import DepthPairs
 from omnistream_ros.evaluation.recordings import open_recording
 from omnistream_ros.model import ModelConfig, OmniStream
-from omnistream_ros.training.data import Clip, collate
+from omnistream_ros.training.clip_files import Clip
+from omnistream_ros.training.data import collate
 from omnistream_ros.training.recorded_streams import Cut, recorded_streams
 
 

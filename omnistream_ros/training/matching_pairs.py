@@ -20,7 +20,8 @@ from omnistream_ros.model import OmniStream
 from omnistream_ros.model.matching import STRIDE, cell_grid
 from omnistream_ros.stream.keyframes import depth_at_cells
 from omnistream_ros.training.annotations import back_project, inside
-from omnistream_ros.training.data import Clip, collate
+from omnistream_ros.training.clip_files import Clip
+from omnistream_ros.training.data import collate
 from omnistream_ros.training.differentiable_motion import exponential, project
 from omnistream_ros.training.movement import Mover
 

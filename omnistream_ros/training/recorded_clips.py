@@ -19,7 +19,7 @@ import numpy as np
 from omnistream_ros.evaluation.recordings import Recording, RecordingError, open_recording
 from omnistream_ros.evaluation.rotations import quaternions_of
 from omnistream_ros.training.augment import zoom
-from omnistream_ros.training.data import Clip, ClipError
+from omnistream_ros.training.clip_files import Clip, ClipError
 from omnistream_ros.training.depth_scale import DepthScaleCheck
 from omnistream_ros.training.licences import NOT_STATED, collected
 from omnistream_ros.training.recorded_streams import Cut, recorded_streams

@@ -27,7 +27,7 @@ from omnistream_ros.evaluation.recordings import (
 from omnistream_ros.evaluation.trajectory import Trajectory, interpolate
 from omnistream_ros.stream.frame import Frame, Intrinsics
 from omnistream_ros.stream.preprocess import model_size
-from omnistream_ros.training.data import Clip
+from omnistream_ros.training.clip_files import Clip
 
 _LONGEST_GAP_NS = 1_000_000_000  # between frames of one clip
 _POSE_REACH_NS = 100_000_000  # a frame has a pose if the truth has one this near on both sides

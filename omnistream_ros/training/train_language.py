@@ -23,7 +23,8 @@ from omnistream_ros.model.language import LanguageHead
 from omnistream_ros.model.sentence_encoder import WIDTH, installed_encoder
 from omnistream_ros.training.annotations import CLASSES, UNKNOWN, read_annotation
 from omnistream_ros.training.augment import AugmentSettings, augment
-from omnistream_ros.training.data import collate, find_clips
+from omnistream_ros.training.clip_files import find_clips
+from omnistream_ros.training.data import collate
 from omnistream_ros.training.head_features import read_takes
 from omnistream_ros.training.language_alignment import (
     Encoder,

@@ -20,7 +20,7 @@ import torch
 from omnistream_ros.model import OmniStream, build_model, load_model, save_model
 from omnistream_ros.training.annotations import read_annotation
 from omnistream_ros.training.augment import AugmentSettings, augment
-from omnistream_ros.training.data import find_clips, is_validation
+from omnistream_ros.training.clip_files import find_clips, is_validation
 from omnistream_ros.training.export import MATCHING_RECORD
 from omnistream_ros.training.head_features import read_takes
 from omnistream_ros.training.matching_losses import match_pairs, matching_losses

@@ -14,7 +14,7 @@ from omnistream_ros.training.annotations import label, read_annotation
 from omnistream_ros.training.movement import movement
 
 if TYPE_CHECKING:
-    from omnistream_ros.training.data import Clip
+    from omnistream_ros.training.clip_files import Clip
 
 PATCH = 16
 

@@ -18,8 +18,8 @@ from omnistream_ros.training.annotations import (
     middle_pixels,
     read_annotation,
 )
+from omnistream_ros.training.clip_files import read_clip
 from omnistream_ros.training.clips import training_clip, write_training_clip
-from omnistream_ros.training.data import read_clip
 
 WIDTH, HEIGHT = 192, 144  # of the renderer
 

@@ -13,20 +13,17 @@ from tiny_clips import plane_clip, write_clip
 
 from omnistream_ros.training import data
 from omnistream_ros.training.augment import AugmentSettings, augment, mirror, roll, zoom
-from omnistream_ros.training.data import (
+from omnistream_ros.training.clip_files import (
     Clip,
     ClipError,
-    ClipSampler,
     NoDepthError,
     TooShortError,
-    choose_frames,
-    collate,
     find_clips,
     is_validation,
     read_clip,
     validation_clips,
-    walk_to_and_fro,
 )
+from omnistream_ros.training.data import ClipSampler, choose_frames, collate, walk_to_and_fro
 
 
 def test_clip_survives_the_file(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tiny_clips import plane_clip
 from tiny_recordings import write_released_backbone, write_tum_recording
 
 from omnistream_ros.evaluation.recordings import RecordingError, open_recording
-from omnistream_ros.training.data import Clip
+from omnistream_ros.training.clip_files import Clip
 from omnistream_ros.training.depth_scale import DepthScaleCheck
 from omnistream_ros.training.head_settings import HeadSettings
 from omnistream_ros.training.recorded_clips import write_recorded_clips

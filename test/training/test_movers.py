@@ -28,6 +28,7 @@ from omnistream_ros.training.annotations import (
 )
 from omnistream_ros.training.augment import AugmentSettings, mirror
 from omnistream_ros.training.camera_path import CameraPath, PathError, make_path
+from omnistream_ros.training.clip_files import Clip, read_clip
 from omnistream_ros.training.clips import (
     RenderedClip,
     SeedError,
@@ -35,7 +36,7 @@ from omnistream_ros.training.clips import (
     training_clip,
     write_training_clip,
 )
-from omnistream_ros.training.data import Clip, ClipSampler, read_clip
+from omnistream_ros.training.data import ClipSampler
 from omnistream_ros.training.furnish import Item
 from omnistream_ros.training.matching_pairs import PairSampler, hide_movers, observe
 from omnistream_ros.training.mesh import MeshBuilder, Paint

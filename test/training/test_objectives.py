@@ -21,7 +21,8 @@ from omnistream_ros.training import objectives as objectives_module
 from omnistream_ros.training import self_distillation
 from omnistream_ros.training.annotations import CLASSES, UNKNOWN, middle_pixels
 from omnistream_ros.training.augment import AugmentSettings, mirror
-from omnistream_ros.training.data import Batch, ClipSampler, collate, read_clip
+from omnistream_ros.training.clip_files import read_clip
+from omnistream_ros.training.data import Batch, ClipSampler, collate
 from omnistream_ros.training.language_alignment import language_losses, patch_labels
 from omnistream_ros.training.losses import quaternion_from_matrix, step_losses
 from omnistream_ros.training.objectives import Objectives, ObjectiveWeights

@@ -18,7 +18,7 @@ from omnistream_ros import cli
 from omnistream_ros.model import build_model, save_model
 from omnistream_ros.model.checkpoint import ModelCard
 from omnistream_ros.model.trunk import EfficientNetLite0Trunk
-from omnistream_ros.training.data import ClipError
+from omnistream_ros.training.clip_files import ClipError
 from omnistream_ros.training.probes import attentive, linear, table
 from omnistream_ros.training.probes.features import (
     probe_clips,

@@ -18,7 +18,7 @@ from omnistream_ros.evaluation.recordings import (
 from omnistream_ros.evaluation.trajectory import Trajectory
 from omnistream_ros.stream.frame import Frame, Intrinsics
 from omnistream_ros.training import recorded_clips
-from omnistream_ros.training.data import ClipError, find_clips, read_clip
+from omnistream_ros.training.clip_files import ClipError, find_clips, read_clip
 from omnistream_ros.training.recorded_clips import SIZE, recordings_of, write_recorded_clips
 
 CAMERA = Intrinsics(300.0, 300.0, 330.0, 170.0, 640, 360)

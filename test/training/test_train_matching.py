@@ -16,7 +16,7 @@ from tiny_clips import plane_clip, write_clip
 
 from omnistream_ros.model import NANO, ModelCard, OmniStream, build_model, load_model, save_model
 from omnistream_ros.model.matching import cell_grid
-from omnistream_ros.training.data import Clip
+from omnistream_ros.training.clip_files import Clip
 from omnistream_ros.training.matching_losses import match_pairs, matching_losses
 from omnistream_ros.training.matching_pairs import ObservedClip, PairBatch, PairSampler, observe
 from omnistream_ros.training.run_folder import RunFolderError, lock_run

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from omnistream_ros.training.data import Clip
+from omnistream_ros.training.clip_files import Clip
 
 
 def plane_clip(seed: int, frames: int, size: tuple[int, int] = (48, 64)) -> Clip:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from omnistream_ros.evaluation.trajectory import Trajectory, write_tum
 from omnistream_ros.model import ModelConfig, build_model
-from omnistream_ros.training.data import Clip
+from omnistream_ros.training.clip_files import Clip
 
 
 def write_tum_recording(folder: Path, clip: Clip, *, posed: bool = True, rate: int = 10) -> Path:

@@ -15,7 +15,8 @@ from torch import Tensor
 from omnistream_ros.model import OmniStream
 from omnistream_ros.model.trunk import EfficientNetLite0Trunk
 from omnistream_ros.training.annotations import Annotation, Labels, label, read_annotation
-from omnistream_ros.training.data import Clip, ClipError, collate, find_clips, read_clip
+from omnistream_ros.training.clip_files import Clip, ClipError, find_clips, read_clip
+from omnistream_ros.training.data import collate
 
 PATCH = 16
 
