@@ -231,6 +231,20 @@ def test_paths_keep_clear_and_are_smooth(motion: str) -> None:
         assert (turns[:, 2, 1] < 0.3).all(), "the image's down points down"
 
 
+@pytest.mark.parametrize("motion", sorted(set(MOTIONS) - {"inspect"}))
+def test_a_path_begins_as_high_as_a_camera_is_held(motion: str) -> None:
+    """What a network takes for the distance of the floor depends on it."""
+    scene = box_room((Item("box:0", "table", (0.8, 0.5, 0.0), 0.3, (1.0, 0.6, 0.75)),))
+    starts = [
+        make_path(scene, np.random.default_rng(seed), 8, 15.0, motion).poses[0, 2, 3]
+        for seed in range(30)
+    ]
+    low, high = (0.2, 1.3) if motion == "drive" else (1.15, 1.85)
+    assert low - 0.1 < min(starts)  # a hand shakes, a step bounces
+    assert max(starts) < high + 0.1
+    assert max(starts) - min(starts) > 0.6 * (high - low)
+
+
 def test_a_loop_sees_its_start_again() -> None:
     path = make_path(box_room(size=6.0), np.random.default_rng(1), 126, 10.0, "loop")
     lap = 100  # of 125 intervals: the path is a lap and a quarter
