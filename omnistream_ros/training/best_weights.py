@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from omnistream_ros.model import ModelError, OmniStream, load_model
-from omnistream_ros.training.clip_files import validation_clips
+from omnistream_ros.training.clip_files import VALIDATION_PERIOD, validation_clips
 from omnistream_ros.training.curve import LossTable
 from omnistream_ros.training.export import export_weights
 from omnistream_ros.training.held_out import HeldOutScore, clips_of_recordings, score_clips
@@ -96,8 +96,8 @@ class BestWeights:
         self._table.draw()
         if not self._clips:
             self._report(
-                f"no held-out clip of {FRAMES} frames (render more, or give --held-out): weights "
-                "are not judged"
+                f"no held-out clip of {FRAMES} frames (a long take whose number is a multiple of "
+                f"{VALIDATION_PERIOD}; render more, or give --held-out): weights are not judged"
             )
             return None
         p, output = self._progress, self._settings.output
@@ -129,6 +129,7 @@ class BestWeights:
         output, which = self._settings.output, "best" if self._clips else "last"
         if not self._clips:
             export_weights(self._file, self._model, self._record())
+            self._report(f"{self._file}: the last weights of the run, not judged")
         if output is None or not self._file.exists():
             return
         if not output.exists():
