@@ -288,7 +288,8 @@ def test_a_run_that_nothing_judges_leaves_its_last_weights(
     Trainer(TINY, replace(settings, clips=folder, steps=2), report=said.append).run()
     assert load_model(settings.output)[1].training["steps"] == 2
     assert any("render more" in line for line in said)
-    assert any("the last weights of the run" in line for line in said)
+    assert f"{settings.run / 'best.safetensors'}: the last weights of the run, not judged" in said
+    assert f"{settings.output}: the last weights of the run" in said
     # Further on, nothing says that they are better than what now stands there.
     Trainer(TINY, replace(settings, clips=folder, steps=4), report=said.append).run()
     assert load_model(settings.output)[1].training["steps"] == 2

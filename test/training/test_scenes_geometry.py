@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnistream_ros.training import textures
-from omnistream_ros.training.assets import LICENCES, AssetError, FurnitureLibrary
+from omnistream_ros.training.assets import LICENCES, Asset, AssetError, FurnitureLibrary
 from omnistream_ros.training.camera_path import MOTIONS, clearance, make_path
 from omnistream_ros.training.clip_recording import ClipSettings
 from omnistream_ros.training.clips import pinhole, seeds
 from omnistream_ros.training.furnish import Item
 from omnistream_ros.training.mesh import Mesh, pack, unit_box
 from omnistream_ros.training.render import View, look_at, projection
+from omnistream_ros.training.roles import roles
 from omnistream_ros.training.room import SIZES, Opening, Room, make_room
 from omnistream_ros.training.scenes import Scene
 from omnistream_ros.training.sensor import Sensor, expose, flow
@@ -208,6 +209,15 @@ def test_an_asset_stands_upright_with_its_back_to_positive_y(tmp_path) -> None:
     np.testing.assert_allclose(high, [0.1, 0.3, 0.4], atol=1e-6)
     again = FurnitureLibrary(tmp_path, cache=tmp_path / "cache").mesh("Scopia/thing")
     np.testing.assert_array_equal(again.vertices, first.vertices)
+
+
+@pytest.mark.parametrize(("category", "floor"), [("Kitchen", False), ("Bedroom", True)])
+def test_nothing_of_a_kitchen_stands_on_the_floor(category: str, floor: bool) -> None:
+    """A set of plates is for a worktop, however large; a basket of a bedroom may stand there."""
+    size = (0.3, 0.3, 0.3)
+    found = roles(Asset("a/b", "set", category, "a", "", size, 0.0, None, "b.obj", None))
+    assert ("thing" in found) == floor
+    assert "small" in found
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
